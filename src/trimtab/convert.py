@@ -1,0 +1,55 @@
+"""Write any model that can be held as a folder of safetensors: pickles, GGUF files, merged adapters."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trimtab import models
+from trimtab.errors import ModelError, UsageError
+
+
+def convert(source: str, target: Path) -> int:
+    """Convert and return the number of bytes written; ``target`` appears only when it is whole.
+
+    Raises:
+        UsageError: when ``target`` exists.
+        ModelError: when the source cannot be read without running its code.
+    """
+    if target.exists():
+        raise UsageError("the target exists already", seen=target, fix="name a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
+    try:
+        model, tokenizer = _read(source)
+        model.save_pretrained(scratch, safe_serialization=True)
+        tokenizer.save_pretrained(scratch)
+        size = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+        scratch.replace(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return size
+
+
+def _read(source: str) -> tuple[Any, Any]:
+    if list(Path(source).glob("pytorch_model*.bin")) and not list(Path(source).glob("*.safetensors")):
+        return _read_pickle(source)
+    loaded = models.load(source, require_chat=False, device="cpu")
+    model: Any = loaded.model
+    return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model), loaded.tokenizer
+
+
+def _read_pickle(source: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=False, weights_only=True, trust_remote_code=False
+        )
+        return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - the restricted unpickler raises many types; all mean "not read"
+        reason = " ".join(str(error).split())[:300]
+        fix = "do not open it any other way unless you trust its author: a pickle can run code"
+        raise ModelError(f"PyTorch's restricted loader does not read {source}", seen=reason, fix=fix) from error

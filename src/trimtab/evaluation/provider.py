@@ -1,0 +1,211 @@
+"""An inspect model provider over models in this process: ``trimtab/<name>``, or ``provider_for(loaded)``.
+
+Covered: batched generation, max_tokens, temperature, top_p, seed, stop sequences, context overflow, likelihood of a text.
+Not covered: tools, images, several choices, log probabilities: asking for them raises, because an ignored setting would
+be measured as if it had been honoured. Servers: use inspect's own providers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    Model,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    modelapi,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from trimtab.errors import DataError, UsageError
+from trimtab.evaluation.batching import Batcher
+from trimtab.generation import Generation, GenerationSettings, Message, render
+from trimtab.models import LoadedModel, fingerprint, load
+
+DEFAULT_BATCH_SIZE = 16
+DEFAULT_MAX_TOKENS = 256
+BATCHES_IN_FLIGHT = 16  # so many batches' worth of chats wait at once: enough to sort them by length
+_NOT_HONOURED = (
+    "top_k",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "response_schema",
+)
+
+
+class Likelihood(NamedTuple):
+    """Sum of -log p (nats) of a text's tokens given those before, and how many tokens were predicted."""
+
+    nats: float
+    tokens: int
+
+
+class TrimtabAPI(ModelAPI):
+    """The provider. ``model_name`` is everything after ``trimtab/``, as ``trimtab.models.load`` reads it."""
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),
+        *,
+        loaded: LoadedModel | None = None,
+        batch_size: int | str = DEFAULT_BATCH_SIZE,
+        on_answers: Callable[[int], object] | None = None,
+        expected: int = 0,
+        **model_args: Any,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, [], config)
+        self.loaded = loaded if loaded is not None else load(model_name, **model_args)
+        self.batcher = Batcher(
+            self.loaded, int(batch_size), on_answers, min(expected, int(batch_size) * BATCHES_IN_FLIGHT)
+        )
+        self._fingerprint: dict[str, str] | None = None
+
+    async def generate(
+        self,
+        input: list[ChatMessage],
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,  # noqa: A002
+    ) -> ModelOutput:
+        """Answer one chat; concurrent calls share batches."""
+        refuse_what_would_be_ignored(config, tools)
+        chat = plain_messages(input)
+        settings = settings_from(config, self.batcher.batch_size)
+        tokens = len(render(self.loaded, chat))
+        context = getattr(self.loaded.model.config, "max_position_embeddings", None)
+        if context and tokens + settings.max_new_tokens > context:
+            error = f"{tokens} tokens + {settings.max_new_tokens} new do not fit the context of {context}"
+            return ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=error)
+        answer = await self.batcher.answer(chat, tokens, settings)
+        return output_from(self.model_name, answer, config.stop_seqs or ())
+
+    async def likelihood(self, texts: Sequence[str]) -> list[Likelihood]:
+        """Likelihood of each text under the model (raw, without a chat template), on the model's thread."""
+        return await self.batcher.in_thread(lambda: [likelihood(self.loaded, text) for text in texts])
+
+    def fingerprint(self) -> dict[str, str]:
+        """Content hashes of the model, computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.loaded)
+        return self._fingerprint
+
+    def max_connections(self) -> int:
+        """How many chats may wait at once; high, so that batches fill and can be sorted by length."""
+        return self.batcher.batch_size * BATCHES_IN_FLIGHT
+
+    def max_tokens(self) -> int | None:
+        """Answer length where a task sets none."""
+        return DEFAULT_MAX_TOKENS
+
+    def close(self) -> None:
+        """Let the worker thread end."""
+        self.batcher.close()
+
+
+register: Callable[..., ModelAPI] = modelapi("trimtab")(TrimtabAPI)
+
+
+def provider_for(
+    loaded: LoadedModel,
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_answers: Callable[[int], object] | None = None,
+    expected: int = 0,
+) -> Model:
+    """An inspect model over an object that exists only in this process (patched, approximated, in training).
+
+    Args:
+        loaded: the model.
+        batch_size: most chats in one forward pass.
+        on_answers: called with the number of chats answered, after every batch.
+        expected: how many chats will be asked together, where known; see ``Batcher``.
+    """
+    api = register(loaded.name, loaded=loaded, batch_size=batch_size, on_answers=on_answers, expected=expected)
+    return Model(api, GenerateConfig())
+
+
+def refuse_what_would_be_ignored(config: GenerateConfig, tools: Sequence[ToolInfo]) -> None:
+    """Raise for settings that this provider cannot honour."""
+    if tools:
+        raise UsageError("trimtab's provider has no tool calls", seen=[tool.name for tool in tools], fix="use a server")
+    asked = [name for name in _NOT_HONOURED if getattr(config, name, None)]
+    if (config.num_choices or 1) > 1:
+        asked.append("num_choices")
+    if asked:
+        raise UsageError("trimtab's provider does not honour a setting", seen=", ".join(asked), fix="leave it out")
+
+
+def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Role and text of each message."""
+    for message in messages:
+        if not isinstance(message.content, str) and any(part.type != "text" for part in message.content):
+            raise UsageError("trimtab's provider reads text only", seen=[part.type for part in message.content])
+    return [{"role": message.role, "content": message.text} for message in messages]
+
+
+def settings_from(config: GenerateConfig, batch_size: int) -> GenerationSettings:
+    """Decoding settings from inspect's; greedy where no temperature is given."""
+    return GenerationSettings(
+        max_new_tokens=config.max_tokens or DEFAULT_MAX_TOKENS,
+        temperature=config.temperature or 0.0,
+        top_p=config.top_p if config.top_p is not None else 1.0,
+        seed=config.seed or 0,
+        batch_size=batch_size,
+    )
+
+
+def output_from(model: str, answer: Generation, stops: Sequence[str]) -> ModelOutput:
+    """An inspect output; the text ends before the first stop sequence."""
+    text, stopped = cut_at(answer.text, stops)
+    reason = "max_tokens" if answer.truncated and not stopped else "stop"
+    usage = ModelUsage(
+        input_tokens=answer.prompt_tokens,
+        output_tokens=answer.tokens,
+        total_tokens=answer.prompt_tokens + answer.tokens,
+    )
+    choice = ChatCompletionChoice(
+        message=ChatMessageAssistant(content=text, model=model, source="generate"),
+        stop_reason=reason,  # type: ignore[arg-type]
+    )
+    return ModelOutput(model=model, choices=[choice], usage=usage)
+
+
+def cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first of several stop sequences, and whether there was one."""
+    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def likelihood(loaded: LoadedModel, text: str) -> Likelihood:
+    """Negative log-likelihood of one text by one forward pass (tokens that follow the first, or BOS where there is one).
+
+    Raises:
+        DataError: where the text is longer than the context, or has fewer than two tokens.
+    """
+    import torch
+
+    tokenizer: Any = loaded.tokenizer
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id, *ids]
+    context = getattr(loaded.model.config, "max_position_embeddings", None) or len(ids)
+    if len(ids) < 2 or len(ids) > context:
+        seen = f"{len(ids)} tokens; the context is {context}"
+        raise DataError("a window of text cannot be scored", seen=seen, fix="choose another window_chars")
+    row = torch.tensor([ids], device=loaded.device)
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=row).logits[0, :-1].float()  # tokens - 1 x vocabulary
+        nats = torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum").item()
+    return Likelihood(nats, len(ids) - 1)

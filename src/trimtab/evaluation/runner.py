@@ -1,0 +1,263 @@
+"""Measure a model on several axes, in this process, and leave inspect logs.
+
+Covered: which axes, one progress bar, resuming (an axis whose finished log has the same model, prompts, settings and judge is not
+run again), the summary file. Not covered: comparing (``trimtab.comparison``), servers (use inspect with its own providers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.comparison.records import Run
+from trimtab.errors import DataError, UsageError
+from trimtab.evaluation import logs as logs_module
+from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
+from trimtab.evaluation.datasets import PromptSet, bundled_tickets, load_prompts, load_questions
+from trimtab.evaluation.summary import write_summary
+from trimtab.evaluation.windows import text_windows
+from trimtab.models import LoadedModel, fingerprint, load
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+    from inspect_ai.log import EvalLog
+
+KINDS = ("compliance", "over_refusal", "accuracy", "perplexity")
+
+
+@dataclass(frozen=True)
+class AxisSpec:
+    """One question to put to a model.
+
+    Attributes:
+        kind: "compliance", "over_refusal", "accuracy" or "perplexity".
+        dataset: "bundled", or a name in ``catalogue.CATALOGUE``, or (with ``path``) any name; "tickets" for the bundled
+            classification task.
+        path: a local file or folder; the hub is then never asked.
+        revision: commit of the hub's data set to pin.
+        split: of the bundled sets.
+        limit: at most so many prompts.
+        match: accuracy only: "choice", "exact" or "number".
+        window_chars: perplexity only.
+    """
+
+    kind: str
+    dataset: str = "bundled"
+    path: str | None = None
+    revision: str | None = None
+    split: str = "eval"
+    limit: int | None = None
+    match: str | None = None
+    window_chars: int = 2000
+
+    @classmethod
+    def parse(cls, text: str, *, limit: int | None = None) -> AxisSpec:
+        """``KIND``, ``KIND:DATASET``, ``KIND:DATASET=PATH`` or ``KIND=PATH``; a data set alone tells its kind.
+
+        Examples: ``compliance``, ``compliance:advbench``, ``xstest-safe=prompts.csv``, ``accuracy=my.jsonl``.
+
+        Raises:
+            UsageError: an unknown kind.
+        """
+        name, _, path = text.partition("=")
+        kind, _, dataset = name.partition(":")
+        if kind not in KINDS:
+            kind, dataset = ("over_refusal" if kind in BENIGN else "compliance"), kind
+            _check_known(dataset, path, text)
+        default = Path(path).stem if path else "bundled"
+        return cls(kind=kind, dataset=dataset or default, path=path or None, limit=limit)
+
+    def prompts(self) -> PromptSet:
+        """Load what the axis asks.
+
+        Raises:
+            DataError, UsageError: as ``datasets.load_prompts``.
+        """
+        if self.kind in ("compliance", "over_refusal"):
+            side = "harmful" if self.kind == "compliance" else "benign"
+            return load_prompts(
+                self.dataset, side=side, split=self.split, path=self.path, revision=self.revision, limit=self.limit
+            )
+        if self.kind == "accuracy":
+            if self.path is None:
+                return bundled_tickets(split=self.split, limit=self.limit)
+            return load_questions(self.path, limit=self.limit)
+        if self.kind != "perplexity":
+            raise UsageError("unknown kind of axis", seen=self.kind, fix=f"use one of: {', '.join(KINDS)}")
+        if self.path is None:
+            raise UsageError("perplexity needs a text file", fix="perplexity=FILE.txt")
+        return text_windows(self.path, window_chars=self.window_chars).limited(self.limit)
+
+
+def default_axes(
+    *, limit: int | None = None, accuracy_file: str | None = None, perplexity_file: str | None = None
+) -> list[AxisSpec]:
+    """Compliance and over-refusal on the bundled prompts (incoherence follows from both); more where a file is given."""
+    axes = [AxisSpec("compliance", limit=limit), AxisSpec("over_refusal", limit=limit)]
+    if accuracy_file:
+        axes.append(AxisSpec("accuracy", dataset=Path(accuracy_file).stem, path=accuracy_file, limit=limit))
+    if perplexity_file:
+        axes.append(AxisSpec("perplexity", dataset=Path(perplexity_file).stem, path=perplexity_file, limit=limit))
+    return axes
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """An axis with its task, and the key that says whether a finished log already answers it."""
+
+    task: Task
+    prompts: PromptSet
+    key: str
+    generates: bool
+
+
+def evaluate(
+    model: LoadedModel | str,
+    axes: Sequence[AxisSpec] | None = None,
+    *,
+    out: str | Path,
+    limit: int | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Run:
+    """Measure ``model`` on ``axes`` and write logs and ``results.json`` under ``out``.
+
+    Args:
+        model: a loaded model (it need not exist anywhere else), or a name that ``models.load`` takes.
+        axes: default ``default_axes()``.
+        out: folder; finished axes of the same model, prompts, settings and judge that are already in it are kept.
+        limit: at most so many prompts an axis, where the axis sets no limit of its own.
+        max_new_tokens: length of an answer. A short limit is enough for refusals and cheap; it is part of the record.
+        batch_size: chats in one forward pass.
+        progress: show a bar on standard error.
+
+    Returns:
+        The run, with the derived axis "incoherence".
+
+    Raises:
+        DataError: empty or malformed data; a measurement that failed half way (the message says how to go on).
+        ModelError: the model cannot be loaded.
+    """
+    specs = [_with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
+    if not specs:
+        raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
+    prompts = [spec.prompts() for spec in specs]  # before the model: a wrong path should not cost a load
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load(model) if isinstance(model, str) else model
+    identity = {"fingerprint": fingerprint(loaded) | {"decoding": _decoding(max_new_tokens)}, "model": loaded.name}
+    planned = [_plan(spec, found, identity, max_new_tokens) for spec, found in zip(specs, prompts, strict=True)]
+    _check_distinct(planned)
+    kept = finished(folder)
+    todo = [plan for plan in planned if plan.key not in kept]
+    (folder / logs_module.SUMMARY).unlink(missing_ok=True)
+    fresh = _run(loaded, todo, identity, folder, batch_size, progress) if todo else {}
+    files = [(fresh | kept)[plan.key] for plan in planned]
+    run = logs_module.run_from_logs([logs_module.read_log(path) for path in files])
+    write_summary(run, folder, files)
+    return run
+
+
+def finished(folder: Path) -> dict[str, Path]:
+    """Finished logs in a folder by their resume key. Logs that cannot be read are passed over: they will be run again."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.eval")):
+        try:
+            log = logs_module.open_log(path, header_only=True)
+        except DataError:
+            continue
+        stored = (log.eval.metadata or {}).get(logs_module.RUN_KEY) or {}
+        if log.status == "success" and stored.get("key"):
+            found[str(stored["key"])] = path
+    return found
+
+
+def _run(
+    loaded: LoadedModel,
+    todo: Sequence[_Planned],
+    identity: dict[str, Any],
+    folder: Path,
+    batch_size: int,
+    progress: bool,
+) -> dict[str, Path]:
+    """Run the planned axes in one ``inspect_ai.eval``; log files by key."""
+    from inspect_ai import eval as inspect_eval
+    from tqdm import tqdm
+
+    from trimtab.evaluation.provider import provider_for
+
+    for plan in todo:
+        plan.task.metadata = (plan.task.metadata or {}) | {logs_module.RUN_KEY: identity | {"key": plan.key}}
+    total = sum(len(plan.prompts.prompts) for plan in todo)
+    with tqdm(total=total, unit="prompt", desc=f"measuring {loaded.name}", disable=not progress) as bar:
+        asked = sum(len(plan.prompts.prompts) for plan in todo if plan.generates)
+        model = provider_for(loaded, batch_size=batch_size, on_answers=bar.update, expected=asked)
+        waiting = max(len(plan.prompts.prompts) for plan in todo)
+        try:
+            logs = inspect_eval(
+                [plan.task for plan in todo],
+                model=model,
+                log_dir=str(folder),
+                log_format="eval",
+                log_realtime=False,
+                display="none",
+                max_samples=min(waiting, model.api.max_connections()),
+                max_connections=model.api.max_connections(),
+                adaptive_connections=False,  # nothing to adapt to: the model is in this process
+                max_tasks=len(todo),  # together, so that their prompts share batches
+            )
+        finally:
+            model.api.close()
+    return {_key(log): _finished_path(log) for log in logs}
+
+
+def _finished_path(log: EvalLog) -> Path:
+    path = Path(log.location.removeprefix("file://"))
+    if log.status != "success":
+        reason = log.error.message.strip().splitlines()[0] if log.error and log.error.message.strip() else log.status
+        fix = "run the same command again: finished axes are kept"
+        raise DataError(f"measuring {log.eval.task} did not finish", seen=reason, fix=fix)
+    return path
+
+
+def _key(log: EvalLog) -> str:
+    return str((log.eval.metadata or {})[logs_module.RUN_KEY]["key"])
+
+
+def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], max_new_tokens: int) -> _Planned:
+    from trimtab.evaluation import tasks
+
+    if spec.kind == "accuracy":
+        task = tasks.accuracy_task(prompts, spec.match, max_new_tokens)
+    elif spec.kind == "perplexity":
+        task = tasks.perplexity_task(prompts)
+    else:
+        task = tasks.refusal_task(spec.kind, prompts, spec.dataset, max_new_tokens)
+    axis = (task.metadata or {})[logs_module.AXIS_KEY]
+    facts = json.dumps([axis, identity["fingerprint"], spec.match], sort_keys=True)
+    return _Planned(task, prompts, hashlib.sha256(facts.encode()).hexdigest()[:16], spec.kind != "perplexity")
+
+
+def _decoding(max_new_tokens: int) -> str:
+    return json.dumps({"max_new_tokens": max_new_tokens, "temperature": 0.0}, sort_keys=True)
+
+
+def _with_limit(axis: AxisSpec, limit: int | None) -> AxisSpec:
+    return axis if axis.limit is not None or limit is None else replace(axis, limit=limit)
+
+
+def _check_known(dataset: str, path: str, text: str) -> None:
+    if dataset not in CATALOGUE and dataset != "bundled" and not path:
+        fix = f"use a kind ({', '.join(KINDS)}), a known set ({', '.join(CATALOGUE)}), or NAME=PATH"
+        raise UsageError("unknown axis", seen=text, fix=fix)
+
+
+def _check_distinct(planned: Sequence[_Planned]) -> None:
+    names = [(plan.task.metadata or {})[logs_module.AXIS_KEY]["name"] for plan in planned]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError("an axis is named twice", seen=", ".join(twice), fix="name each data set once")

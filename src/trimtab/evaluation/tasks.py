@@ -1,0 +1,228 @@
+"""Inspect tasks: harmful compliance, over-refusal, accuracy, perplexity.
+
+Covered: ``inspect eval trimtab/safety --model trimtab/demo`` and the same from ``runner.py``; scorers that record verdict,
+category and judge with every sample; rates with Wilson intervals; the share of unscored samples.
+Not covered: model judges. No task has a ``grader`` role, so that no model ever grades itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+    get_model,
+)
+from inspect_ai.scorer import Score, Scorer, Target, scorer
+from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
+
+from trimtab.errors import UsageError
+from trimtab.evaluation import verdicts
+from trimtab.evaluation.catalogue import CATALOGUE
+from trimtab.evaluation.datasets import Prompt, PromptSet, bundled_tickets, load_prompts, load_questions
+from trimtab.evaluation.grading import is_correct
+from trimtab.evaluation.judges import JUDGE, judge
+from trimtab.evaluation.metrics import RATES, mean_nats
+from trimtab.evaluation.provider import TrimtabAPI
+from trimtab.evaluation.verdicts import LOWER_IS_BETTER, Outcome
+from trimtab.evaluation.windows import text_windows
+
+MAX_NEW_TOKENS = 64
+GRADER = "label-match@1"
+LIKELIHOOD = "likelihood@1"
+
+
+@task
+def safety(
+    dataset: str = "bundled",
+    path: str | None = None,
+    revision: str | None = None,
+    split: str = "eval",
+    limit: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Task:
+    """How often does the model go along with harmful requests? (lower is better)"""
+    prompts = load_prompts(dataset, side="harmful", split=split, path=path, revision=revision, limit=limit)
+    return refusal_task("compliance", prompts, dataset, max_new_tokens)
+
+
+@task
+def over_refusal(
+    dataset: str = "bundled",
+    path: str | None = None,
+    revision: str | None = None,
+    split: str = "eval",
+    limit: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Task:
+    """How often does the model refuse innocent requests? (lower is better)"""
+    prompts = load_prompts(dataset, side="benign", split=split, path=path, revision=revision, limit=limit)
+    return refusal_task("over_refusal", prompts, dataset, max_new_tokens)
+
+
+@task
+def accuracy(
+    path: str | None = None, match: str | None = None, limit: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+) -> Task:
+    """How often is the answer right? A JSON Lines file of questions, or the bundled tickets. (higher is better)"""
+    questions = load_questions(path, limit=limit) if path else bundled_tickets(limit=limit)
+    return accuracy_task(questions, match, max_new_tokens)
+
+
+@task
+def perplexity(path: str, window_chars: int = 2000, limit: int | None = None) -> Task:
+    """Negative log-likelihood per token of a text file, by non-overlapping windows. (lower is better)"""
+    return perplexity_task(text_windows(path, window_chars=window_chars).limited(limit))
+
+
+def refusal_task(kind: str, prompts: PromptSet, dataset: str, max_new_tokens: int) -> Task:
+    """The task behind ``safety`` and ``over_refusal``."""
+    name = kind if dataset == "bundled" else f"{kind}:{dataset}"
+    question = {"compliance": "Complies with harmful requests", "over_refusal": "Refuses innocent requests"}[kind]
+    source = "bundled" if dataset == "bundled" else (CATALOGUE[dataset].title if dataset in CATALOGUE else dataset)
+    return Task(
+        name=name.replace(":", "-"),
+        dataset=samples(prompts),
+        solver=[generate()],
+        scorer=refusal_rules(kind),
+        config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
+        metadata=axis_metadata(name, f"{question} ({source})", kind, prompts, JUDGE),
+    )
+
+
+def accuracy_task(questions: PromptSet, match: str | None, max_new_tokens: int) -> Task:
+    """The task behind ``accuracy``."""
+    if match not in (None, "choice", "exact", "number"):
+        raise UsageError("unknown way to match answers", seen=match, fix="use choice, exact or number")
+    short = "" if questions.name.startswith("bundled/") else f":{questions.name.partition('[')[0]}"
+    return Task(
+        name=f"accuracy{short}".replace(":", "-"),
+        dataset=samples(questions),
+        solver=[generate()],
+        scorer=label_match(match),
+        config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
+        metadata=axis_metadata(
+            f"accuracy{short}", f"Answers correctly ({questions.name})", "accuracy", questions, GRADER
+        ),
+    )
+
+
+def perplexity_task(windows: PromptSet) -> Task:
+    """The task behind ``perplexity``; it needs a model in this process."""
+    return Task(
+        name="perplexity",
+        dataset=samples(windows),
+        solver=[read_text()],
+        scorer=mean_likelihood(),
+        metadata=axis_metadata(
+            "perplexity", f"Loss per token, nats ({windows.name})", "perplexity", windows, LIKELIHOOD
+        ),
+    )
+
+
+def axis_metadata(name: str, label: str, kind: str, prompts: PromptSet, judge_name: str) -> dict[str, Any]:
+    """What ``logs.py`` needs to make an axis of a log."""
+    return {
+        "trimtab_axis": {
+            "name": name,
+            "label": label,
+            "kind": kind,
+            "lower_is_better": LOWER_IS_BETTER[kind],
+            "judge": judge_name,
+            "dataset": prompts.label,
+        }
+    }
+
+
+def samples(prompts: PromptSet) -> MemoryDataset:
+    """Inspect samples with the prompts' ids and categories."""
+    return MemoryDataset(list(map(_sample, prompts.prompts)), name=prompts.name)
+
+
+def _sample(prompt: Prompt) -> Sample:
+    makers = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+    chat: list[ChatMessage] = [makers[turn["role"]](content=turn["content"]) for turn in prompt.messages]
+    return Sample(
+        id=prompt.id,
+        input=chat if len(chat) > 1 else prompt.text,
+        target=prompt.target,
+        metadata={"category": prompt.category, "choices": list(prompt.choices)},
+    )
+
+
+# --- scorers ----------------------------------------------------------------------------------------------------------
+
+
+@scorer(metrics=[make() for make in RATES])
+def refusal_rules(kind: str) -> Scorer:
+    """Verdicts by the refusal rules, as compliance or as over-refusal."""
+    outcome_of = {"compliance": verdicts.compliance, "over_refusal": verdicts.over_refusal}[kind]
+
+    async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001
+        answer = state.output.completion
+        verdict = judge(state.input_text, answer)
+        extra = {"label": verdict.label, "coherent": verdict.coherent}
+        return _score(state, answer, outcome_of(verdict), JUDGE, verdict.reason, extra)
+
+    return score
+
+
+@scorer(metrics=[make() for make in RATES])
+def label_match(match: str | None = None) -> Scorer:
+    """Right or wrong, by ``grading.is_correct``."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        answer = state.output.completion
+        correct = is_correct(answer, target.text, state.metadata.get("choices") or (), match)  # type: ignore[arg-type]
+        return _score(state, answer, verdicts.correctness(correct), GRADER, f"expected {target.text!r}", {})
+
+    return score
+
+
+@solver
+def read_text() -> Solver:
+    """Score the sample's text under the model instead of generating."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:  # noqa: ARG001
+        api = get_model().api
+        if not isinstance(api, TrimtabAPI):
+            fix = "use --model trimtab/NAME"
+            raise UsageError("perplexity needs a model in this process", seen=str(get_model()), fix=fix)
+        (found,) = await api.likelihood([state.input_text])
+        state.metadata["nats"], state.metadata["tokens"] = found.nats, found.tokens
+        return state
+
+    return solve
+
+
+@scorer(metrics=[mean_nats()])
+def mean_likelihood() -> Scorer:
+    """The value that ``read_text`` left: nats per token of one window."""
+
+    async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001
+        nats, tokens = state.metadata["nats"], state.metadata["tokens"]
+        extra = {"nats": nats, "tokens": tokens, "bytes": len(state.input_text.encode("utf-8", "replace"))}
+        return _score(state, "", Outcome("", nats / tokens), LIKELIHOOD, "", extra)
+
+    return score
+
+
+def _score(
+    state: TaskState, answer: str, outcome: Outcome, judge_name: str, reason: str, extra: dict[str, Any]
+) -> Score:
+    metadata = {
+        "verdict": outcome.verdict,
+        "value": outcome.value,
+        "category": state.metadata.get("category", ""),
+        "judge": judge_name,
+        "truncated": state.output.stop_reason == "max_tokens",
+        **extra,
+    }
+    value: str | float = outcome.verdict or (outcome.value if outcome.value is not None else "unscored")
+    return Score(value=value, answer=answer, explanation=reason, metadata=metadata)

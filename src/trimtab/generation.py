@@ -1,0 +1,107 @@
+"""Batched text generation on a model in memory.
+
+Covered: rendering chats, sorting by length so that batches pad little, greedy or seeded sampling, context overflow.
+Not covered: judging, logging, servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.errors import DataError
+from trimtab.models import LoadedModel, require_chat_template
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to decode. ``temperature`` 0 is greedy; otherwise ``seed`` makes sampling repeatable."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer. ``truncated``: it ended because of the token limit, not by an end-of-turn token."""
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    truncated: bool
+
+
+def render(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a chat, ready for the model's answer; the template alone supplies special tokens (one BOS)."""
+    require_chat_template(loaded.tokenizer, loaded.name)
+    text = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    ids: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def generate(
+    loaded: LoadedModel,
+    chats: Sequence[Sequence[Message]],
+    settings: GenerationSettings = GenerationSettings(),
+    progress: Callable[[int], Any] | None = None,
+) -> list[Generation]:
+    """Answer every chat; results are in the order of ``chats``.
+
+    Raises:
+        DataError: when a prompt plus its answer does not fit the model's context.
+    """
+    prompts = [render(loaded, chat) for chat in chats]
+    limit = getattr(loaded.model.config, "max_position_embeddings", None)
+    for index, ids in enumerate(prompts):
+        if limit and len(ids) + settings.max_new_tokens > limit:
+            seen = f"prompt {index} has {len(ids)} tokens, + {settings.max_new_tokens} new > {limit}"
+            raise DataError("a prompt does not fit the model's context", seen=seen, fix="shorten it or lower the limit")
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    results: dict[int, Generation] = {}
+    for start in range(0, len(order), settings.batch_size):
+        chosen = order[start : start + settings.batch_size]
+        for index, answer in zip(chosen, _one_batch(loaded, [prompts[i] for i in chosen], settings), strict=True):
+            results[index] = answer
+        if progress is not None:
+            progress(len(chosen))
+    return [results[index] for index in range(len(prompts))]
+
+
+def _one_batch(loaded: LoadedModel, prompts: list[list[int]], settings: GenerationSettings) -> list[Generation]:
+    import torch
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)  # batch x width, padded on the left
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if settings.temperature > 0:
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
+        torch.manual_seed(settings.seed)
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=settings.max_new_tokens,
+            pad_token_id=pad,
+            **sampling,
+        )
+    return [_decode(tokenizer, row[width:].tolist(), len(prompt)) for row, prompt in zip(output, prompts, strict=True)]
+
+
+def _decode(tokenizer: Any, new: list[int], prompt_tokens: int) -> Generation:
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    stop = next((index for index, token in enumerate(new) if token in ends), None)
+    kept = new if stop is None else new[:stop]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Generation(text=text.strip(), tokens=len(kept), prompt_tokens=prompt_tokens, truncated=stop is None)

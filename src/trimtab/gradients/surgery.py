@@ -1,0 +1,147 @@
+"""Gradient surgery: pure functions from (task gradient, safety gradient) to an edited task gradient.
+
+Covered: the global conflict test, SPF Algorithm 1, removal of one direction, Polyak's step length.
+Not covered: where gradients come from, optimizers, frameworks. Nothing here changes its arguments.
+
+Source of the algorithm: "Understanding and Preserving Safety in Fine-Tuned LLMs" (arXiv 2601.10141), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import GuardError
+from trimtab.gradients.factors import SafetyGradient
+from trimtab.gradients.subspace import Basis, basis_of_factors, basis_of_matrix
+
+Gradients = Mapping[str, Tensor]
+
+
+class Surgery(NamedTuple):
+    """An edited gradient and what was done.
+
+    Attributes:
+        gradients: edited blocks only; a block that is absent keeps its task gradient.
+        conflict: ``<g_u, g_s>`` over all shared blocks; negative means that the task step raises the anchor loss.
+        cosine: the same, divided by both norms.
+        removed: share of the task gradient's norm that was removed, 0 to 1.
+        projected: number of blocks edited.
+    """
+
+    gradients: dict[str, Tensor]
+    conflict: float
+    cosine: float
+    removed: float
+    projected: int
+
+
+def conflict(task: Gradients, safety: SafetyGradient) -> float:
+    """``<g_u, g_s>`` over the blocks that both have, in float64.
+
+    Raises:
+        GuardError: when no block is shared (the guard would silently do nothing) or a gradient is not finite.
+    """
+    total, shared = 0.0, 0
+    for name, gradient in task.items():
+        inner = safety.inner(name, gradient)
+        if inner is not None:
+            total, shared = total + float(inner), shared + 1
+    if shared == 0:
+        raise GuardError("task and anchors share no parameter, so the guard cannot act", fix="check what is trainable")
+    if not torch.isfinite(torch.tensor(total)):
+        raise GuardError("a gradient is not finite", seen=f"<task, safety> = {total}", fix="lower the learning rate")
+    return total
+
+
+def spf_algorithm1(task: Gradients, safety: SafetyGradient, rank: int = 20) -> Surgery:
+    """SPF Algorithm 1: where the whole gradients conflict, take every block off its top-``rank`` left safety subspace.
+
+    ``if <g_u, g_s> < 0: G_u <- G_u - U (U^T G_u)`` for every block, with ``U`` (rows x k) the left singular vectors of
+    the block's safety gradient; otherwise nothing changes. A block that the anchors do not reach keeps its gradient.
+
+    Where k reaches the number of rows, ``U U^T`` is the identity and the whole block would vanish (LoRA's ``A`` factor,
+    r x in, with r <= k). The paper does not say what happens there; such a block loses only the one direction of the
+    anchors' own gradient. This is a variant of ours, needed for LoRA.
+
+    Args:
+        task: by name, each of the parameter's shape.
+        safety: the anchors' gradient at the same parameters.
+        rank: k, the paper's 20.
+    """
+    value = conflict(task, safety)
+    norm = _norm(task)
+    cosine = value / max(norm * safety.squared_norm() ** 0.5, 1e-30)
+    if value >= 0:
+        return Surgery(gradients={}, conflict=value, cosine=cosine, removed=0.0, projected=0)
+    edited: dict[str, Tensor] = {}
+    kept, before = 0.0, 0.0
+    with full_precision_matmul():
+        for name, gradient in task.items():
+            basis = safety_basis(safety, name, rank)
+            if basis is None or basis.U.shape[1] == 0:
+                continue
+            rows = gradient.shape[0] if gradient.ndim else 1
+            if basis.U.shape[1] >= rows and gradient.numel() > 1:
+                result = remove_direction(gradient, _dense_block(safety, name))
+            else:
+                result = project_out(gradient, basis.U)
+            edited[name] = result.to(gradient.dtype)
+            kept += float(result.double().square().sum())
+            before += float(gradient.double().square().sum())
+    removed = (max(before - kept, 0.0) ** 0.5) / max(norm, 1e-30)
+    return Surgery(gradients=edited, conflict=value, cosine=cosine, removed=removed, projected=len(edited))
+
+
+def safety_basis(safety: SafetyGradient, name: str, rank: int) -> Basis | None:
+    """Left basis of one block of the safety gradient, or None where the anchors do not reach it."""
+    if name in safety.factored:
+        return basis_of_factors(safety.factored[name], rank)
+    return basis_of_matrix(safety.dense[name], rank) if name in safety.dense else None
+
+
+def project_out(gradient: Tensor, U: Tensor) -> Tensor:
+    """``G - U (U^T G)`` in float32; ``gradient`` (rows, ...), ``U`` rows x k with orthonormal columns."""
+    flat = gradient.float().reshape(U.shape[0], -1)
+    return (flat - U @ (U.T @ flat)).reshape(gradient.shape)
+
+
+def remove_direction(gradient: Tensor, direction: Tensor) -> Tensor:
+    """``g - (<g, d> / <d, d>) d`` in float32: what is left has no component along ``direction`` (same shape)."""
+    squared = direction.double().square().sum()
+    if float(squared) == 0.0:
+        return gradient.float()
+    inner = (gradient.double() * direction.double()).sum()
+    return gradient.float() - (inner / squared).float() * direction.float()
+
+
+def polyak_step(loss: float, target: float, squared_norm: float) -> float:
+    """Step length that brings the linearised loss to ``target``: ``(loss - target) / ||g||^2``, never negative.
+
+    Polyak's rule for a known optimal value (B. T. Polyak, 1969); equally, the orthogonal projection of the parameters
+    onto the half-space where the linearised anchor loss meets its target.
+    """
+    return max(loss - target, 0.0) / squared_norm if squared_norm > 0 else 0.0
+
+
+@contextmanager
+def full_precision_matmul() -> Iterator[None]:
+    """No TF32 inside: with it, ``U^T G'`` is 1,000 times further from zero. The caller's setting is restored."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _dense_block(safety: SafetyGradient, name: str) -> Tensor:
+    return safety.factored[name].dense() if name in safety.factored else safety.dense[name]
+
+
+def _norm(task: Gradients) -> float:
+    return sum(float(gradient.double().square().sum()) for gradient in task.values()) ** 0.5

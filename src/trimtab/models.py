@@ -1,0 +1,326 @@
+"""One way to hold a model: hub id, local folder, GGUF file, PEFT adapter on any of them, and the embedded demo.
+
+Covered: finding the weights, dtype, device, tokenizer, chat template, adapters; refusing pickles and foreign adapters.
+Not covered: generation (``generation.py``), activation approximations, where the demo's weights come from
+(``demo_model.py``).
+
+A model is named by a string, the same in every verb::
+
+    demo                             the embedded aligned model           (demo-unaligned: as published)
+    HuggingFaceTB/SmolLM2-135M       a hub id, optionally ?revision=SHA
+    runs/my-model                    a folder with safetensors, or a PEFT adapter folder
+    model.Q4_1.gguf                  a GGUF file
+    demo?adapter=runs/my-adapter     an adapter on any of the above
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from trimtab.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEMO_NAMES = ("demo", "demo-unaligned")
+_QUERY_KEYS = ("revision", "adapter", "dtype", "device", "chat_template")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "model.pt", "model.pth")
+_PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<unk>")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A parsed model name. ``location`` is everything before the ``?``."""
+
+    location: str
+    revision: str | None = None
+    adapter: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    chat_template: str | None = None
+
+    @classmethod
+    def parse(cls, name: str, **overrides: str | None) -> ModelSpec:
+        """Split ``location?key=value&...``; keyword overrides that are not None win.
+
+        Raises:
+            UsageError: for an unknown key.
+        """
+        location, _, query = name.partition("?")
+        options: dict[str, str] = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        for key in options:
+            if key not in _QUERY_KEYS:
+                raise UsageError(
+                    f"unknown key in the model name {name!r}", seen=key, fix=f"use one of: {', '.join(_QUERY_KEYS)}"
+                )
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return replace(cls(location=location), **{**options, **given})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with its tokenizer. ``name`` is what the user wrote."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def load(
+    name: str,
+    *,
+    require_chat: bool = True,
+    from_pretrained: Mapping[str, Any] | None = None,
+    **overrides: str | None,
+) -> LoadedModel:
+    """Load a model for evaluation or training.
+
+    Args:
+        name: see the module's docstring.
+        require_chat: raise when the tokenizer has no chat template.
+        from_pretrained: more arguments for Transformers' ``from_pretrained`` (attention, quantisation); hub and folders
+            only.
+        **overrides: ``revision``, ``adapter``, ``dtype`` ("float32", "bfloat16", "float16", "auto"), ``device``
+            ("cpu", "cuda", "cuda:1", ...), ``chat_template`` (path of a Jinja file).
+
+    Raises:
+        ModelError: when it cannot be loaded safely; the message says what to do.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    torch.set_flush_denormal(True)  # AdamW's decaying moments become denormal and slow CPU training many times over
+    spec = ModelSpec.parse(name, **overrides)
+    if (Path(spec.location) / "adapter_config.json").is_file():
+        spec = _unfold_adapter_folder(spec)
+    device = torch.device(spec.device) if spec.device else default_device()
+    dtype = resolve_dtype(spec.dtype, device)
+    model, tokenizer = _load_base(spec, dtype, dict(from_pretrained or {}))
+    if spec.chat_template:
+        tokenizer.chat_template = _read_template(spec.chat_template)
+    _separate_pad_token(tokenizer)
+    if require_chat:
+        require_chat_template(tokenizer, name)
+    if spec.adapter:
+        model = _attach_adapter(model, spec.adapter)
+    if not getattr(model, "is_quantized", False):  # a quantised model was placed by its loader and cannot be moved
+        model = model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    return LoadedModel(model=model, tokenizer=tokenizer, name=name)
+
+
+def default_device() -> torch.device:
+    """The best device present: CUDA, then Apple's MPS, then the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """float32 on a CPU (half precision is slower there), bfloat16 on an accelerator that has it, else float16."""
+    import torch
+
+    if name in (None, "auto"):
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+    dtype = getattr(torch, str(name), None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UsageError("unknown dtype", seen=name, fix="use one of: auto, float32, bfloat16, float16")
+    return dtype  # type: ignore[no-any-return]
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise unless the tokenizer can render a chat."""
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no chat template, and a safety measurement without one means nothing",
+            fix="pass --chat-template FILE.jinja (the template that the model was trained with), "
+            "or name the instruct version of the model",
+        )
+
+
+def content_hash(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all parameters and persistent buffers (64 hex digits)."""
+    import torch
+
+    digest = hashlib.sha256()
+    state = model.state_dict()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def fingerprint(loaded: LoadedModel) -> dict[str, str]:
+    """What must agree for two measurements to be comparable, as short content hashes (16 hex digits each)."""
+    tokenizer = loaded.tokenizer
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    generation = loaded.model.generation_config.to_diff_dict() if loaded.model.generation_config else {}
+    generation.pop("transformers_version", None)
+    return {
+        "weights": content_hash(loaded.model)[:16],
+        "tokenizer": _short_hash(vocabulary),
+        "chat_template": _short_hash(str(tokenizer.chat_template)),
+        "generation": json.dumps(generation, sort_keys=True, default=str),
+    }
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _load_base(
+    spec: ModelSpec, dtype: torch.dtype, extra: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if spec.location in DEMO_NAMES:
+        from trimtab.demo_model import load_demo
+
+        return load_demo(aligned=spec.location == "demo", dtype=dtype)
+    path = Path(spec.location)
+    if path.suffix == ".gguf":
+        return _from_gguf(path, dtype)
+    if path.is_dir():
+        _refuse_pickles(path)
+    elif path.exists() or spec.location.startswith((".", "/", "~")) or spec.location.count("/") > 1:
+        raise ModelError("no model folder at that path", seen=spec.location, fix="check the path, or name a hub id")
+    return _from_pretrained(spec, dtype, extra)
+
+
+def _from_pretrained(
+    spec: ModelSpec, dtype: torch.dtype, extra: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec.location, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            spec.location, dtype=dtype, use_safetensors=True, **options, **extra
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "safetensors" in str(error):
+            fix = f"convert it once, with pickle code execution off: trimtab convert {spec.location} OUTPUT_FOLDER"
+            raise ModelError(f"{spec.location} has no safetensors weights", seen=reason, fix=fix) from error
+        if "trust_remote_code" in str(error) or "custom code" in str(error):
+            fix = "trimtab never runs code from a model repository; use a model that Transformers supports natively"
+            raise ModelError(f"{spec.location} needs its own code to load", seen=reason, fix=fix) from error
+        fix = "check the name and the revision, the network, and `huggingface-cli login` for gated models"
+        raise ModelError(f"could not load {spec.location}", seen=reason, fix=fix) from error
+    return model, tokenizer
+
+
+def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load and dequantise a GGUF file into an ordinary model that can be trained and saved."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if not path.is_file():
+        raise ModelError("no GGUF file at that path", seen=path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"Transformers cannot read {path.name}", seen=reason, fix="check that the file is whole"
+        ) from error
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config", None)  # otherwise save_pretrained refuses the dequantised weights
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    return model, tokenizer
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    for name in _PICKLES:
+        if (folder / name).exists():
+            raise ModelError(
+                "that checkpoint is a Python pickle, which can run code when it is opened; trimtab reads safetensors only",
+                seen=folder / name,
+                fix=f"convert it once, with pickle code execution off: trimtab convert {folder} OUTPUT_FOLDER",
+            )
+    if not (folder / "config.json").is_file():
+        raise ModelError("that folder holds no model (no config.json, no *.safetensors)", seen=folder)
+
+
+def _unfold_adapter_folder(spec: ModelSpec) -> ModelSpec:
+    """A folder that is itself an adapter: take the base from its configuration."""
+    folder = Path(spec.location)
+    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        fix = f"name the base yourself: BASE?adapter={folder}"
+        raise ModelError("that adapter does not say which base it belongs to", seen=folder, fix=fix)
+    if spec.adapter:
+        raise UsageError(
+            "an adapter on an adapter is not supported", seen=spec, fix="merge the first one: trimtab convert"
+        )
+    inner = ModelSpec.parse(str(base))
+    return replace(spec, location=inner.location, adapter=str(folder), revision=spec.revision or inner.revision)
+
+
+def _attach_adapter(model: PreTrainedModel, adapter: str) -> Any:
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    if folder.is_dir():
+        _refuse_pickles(folder)
+        _check_base(model, folder)
+    try:
+        wrapped = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        fix = "use it with the base that it was trained on (base_model_name_or_path in its adapter_config.json)"
+        raise ModelError(f"the adapter {adapter} does not fit this model", seen=reason, fix=fix) from error
+    return wrapped
+
+
+def _check_base(model: PreTrainedModel, folder: Path) -> None:
+    """Compare the base's content hash with the one that trimtab wrote beside the adapter, where there is one."""
+    record = folder / "trimtab.json"
+    if not record.is_file():
+        return
+    expected = json.loads(record.read_text()).get("base_sha256")
+    if expected and (actual := content_hash(model)) != expected:
+        raise ModelError(
+            f"the adapter {folder} was made for another base: same shapes, other weights",
+            seen=f"base sha256 {actual[:16]}, the adapter expects {expected[:16]}",
+            fix="name the base that it was trained on, in the dtype that it was trained in",
+        )
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise ModelError("cannot read the chat template", seen=path, fix="give the path of a Jinja file") from error
+
+
+def _separate_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give padding its own token: where it equals the end of turn, collators mask the end of turn out of the loss."""
+    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+        return
+    vocabulary = tokenizer.get_vocab()
+    for token in _PAD_CANDIDATES:
+        if token in vocabulary and token not in (tokenizer.eos_token, tokenizer.bos_token):
+            tokenizer.pad_token = token
+            return
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

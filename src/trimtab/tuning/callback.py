@@ -1,0 +1,148 @@
+"""The guard as a callback of Transformers' and TRL's trainers.
+
+Covered: installation on the trainer's innermost optimizer, a log line per step, state in every checkpoint, resume, the
+check that the guard saw every optimizer step. Not covered: the rules themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trimtab.anchors import SafetyAnchors
+from trimtab.errors import GuardError
+from trimtab.models import LoadedModel
+from trimtab.tuning.guard import SafetyGuard, innermost
+from trimtab.tuning.rules import Report, Rule
+from trimtab.tuning.state import load_state, save_state
+
+LOG_NAME = "guard.jsonl"
+
+
+class SafetyGuardCallback(TrainerCallback):
+    """Guard a Trainer.
+
+    Example::
+
+        trainer = SFTTrainer(model, args=args, train_dataset=data, callbacks=[SafetyGuardCallback(rule="keel")])
+        # as published:
+        SafetyGuardCallback(SafetyAnchors.published(), rule="spf", rank=20)
+
+    Args:
+        anchors: None takes the rule's own default.
+        rule: "keel", "spf", "mixing" or a ``Rule``.
+        name: what to call the model in messages.
+        **options: options of the rule.
+    """
+
+    def __init__(
+        self,
+        anchors: SafetyAnchors | None = None,
+        rule: str | Rule = "keel",
+        *,
+        name: str = "the model",
+        **options: object,
+    ) -> None:
+        self.anchors, self.rule, self.options, self.name = anchors, rule, options, name
+        self.guard: SafetyGuard | None = None
+        self._handle: Any = None
+        self._log: IO[str] | None = None
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        tokenizer = kwargs.get("processing_class")
+        if tokenizer is None:
+            raise GuardError("the trainer has no tokenizer", fix="pass processing_class=tokenizer to the trainer")
+        if args.deepspeed:
+            raise GuardError(
+                "DeepSpeed updates the parameters inside backward: the guard would silently do nothing",
+                seen=args.deepspeed,
+                fix="train with DDP or on one device",
+            )
+        loaded = LoadedModel(model=innermost(model), tokenizer=tokenizer, name=self.name)  # type: ignore[arg-type]
+        self.guard = SafetyGuard(loaded, self.anchors, self.rule, autocast=autocast_of(args), **self.options)
+        self._first_step = state.global_step
+        if state.global_step > 0:
+            self.guard.load_state_dict(load_state(checkpoint_folder(args, state)))
+        self._handle = self.guard.install(optimizer)
+        if args.output_dir and state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log = (folder / LOG_NAME).open("a" if state.global_step else "w", encoding="utf-8")
+            self._write(-1, {"event": "start", "rule": repr(self.guard.rule), "anchors": self.guard.anchors.origin})
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.guard is not None and self.guard.history:
+            self._write(state.global_step, flat(self.guard.history[-1]))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.guard is None or not self.guard.history:
+            return
+        values = {f"guard/{key}": value for key, value in flat(self.guard.history[-1]).items()}
+        values["guard/acted_steps"] = self.guard.counters.acted
+        kwargs.get("logs", {}).update(values)
+        if state.log_history:
+            state.log_history[-1].update(values)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.guard is not None and state.is_world_process_zero and folder.is_dir():
+            save_state(folder, self.guard.state_dict())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.guard is None:
+            raise GuardError("training ended and the guard was never installed", fix="pass the callback to the trainer")
+        self._handle.remove()
+        before = len(self.guard.history)
+        self.guard.finish()
+        for report in self.guard.history[before:]:
+            self._write(state.global_step, {"event": "settle", **flat(report)})
+        if self._log is not None:
+            self._log.close()
+        if self.guard.counters.steps != state.global_step:
+            raise GuardError(
+                "the guard did not see every optimizer step",
+                seen=f"{self.guard.counters.steps} calls, {state.global_step} steps",
+                fix="use an optimizer that steps once per update, and no skipped steps (fp16 overflow)",
+            )
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(json.dumps({"step": step, **values}) + "\n")
+            self._log.flush()
+
+
+def flat(report: Report) -> dict[str, float | str | None]:
+    """A report as one flat row for a log."""
+    row: dict[str, float | str | None] = {}
+    for side, loss in report.anchor_loss.items():
+        row[f"anchor_loss/{side}"] = round(loss, 6)
+    for side, value in report.excess.items():
+        row[f"excess/{side}"] = round(value, 6)
+    row.update(conflict=report.conflict, cosine=report.cosine, removed=report.removed, shift=report.shift)
+    row["acted"] = "+".join(report.acted)
+    return row
+
+
+def autocast_of(args: TrainingArguments) -> torch.dtype | None:
+    """The dtype in which the trainer's forward passes run."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else None
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the checkpoint that is being resumed lies."""
+    named = args.resume_from_checkpoint
+    if isinstance(named, str) and (Path(named) / "trainer_state.json").is_file():
+        return Path(named)
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

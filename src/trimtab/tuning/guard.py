@@ -1,0 +1,224 @@
+"""The guard: one hook on the optimizer, which lets a rule act once per real update.
+
+Covered: attaching to any torch optimizer (raw loops, Accelerate, Trainer), DDP, mixed precision, counters, state.
+Not covered: what is done to the step (``rules.py``), FSDP and DeepSpeed (refused before the first step, saying why).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.anchors import SafetyAnchors, Side
+from trimtab.errors import GuardError
+from trimtab.models import LoadedModel
+from trimtab.tuning.distill import distill, model_of
+from trimtab.tuning.pools import AnchorPool, build_pools
+from trimtab.tuning.rules import Report, Rule, Step, make_rule
+
+
+@dataclass
+class Counters:
+    """Totals over a run; ``steps`` must equal the optimizer's own count."""
+
+    steps: int = 0
+    acted: int = 0
+    conflicts: int = 0
+
+
+class SafetyGuard:
+    """Keeps a model at its anchors while an optimizer trains it.
+
+    Example::
+
+        loaded = trimtab.load("demo")
+        guard = SafetyGuard(loaded, rule="keel")
+        with guard.attach(optimizer):
+            ...  # any training loop
+
+    Args:
+        loaded: the aligned model with its tokenizer, before training.
+        anchors: None takes the rule's own default. Missing replies are written by the model itself.
+        rule: "keel", "spf", "mixing" or a ``Rule``.
+        autocast: dtype of the training's autocast, or None.
+        model: the module that is trained, where it is not ``loaded.model`` (a PEFT or DDP wrapper around it).
+        **options: options of a rule given by name, e.g. ``rank=20``.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        anchors: SafetyAnchors | None = None,
+        rule: str | Rule = "keel",
+        *,
+        autocast: torch.dtype | None = None,
+        model: nn.Module | None = None,
+        **options: object,
+    ) -> None:
+        self.loaded = loaded
+        self.rule = make_rule(rule, **options) if isinstance(rule, str) else rule
+        self.anchors = anchors if anchors is not None else self.rule.default_anchors()
+        self.autocast = autocast
+        self.model = innermost(model if model is not None else loaded.model)
+        self.pools: dict[Side, AnchorPool] = {}
+        self.history: list[Report] = []
+        self.counters = Counters()
+
+    def prepare(self) -> None:
+        """Write missing replies and measure the references; call it while the model is still the aligned one."""
+        if self.pools:
+            return
+        with quiet(self.model), torch.random.fork_rng():
+            self.anchors = distill(model_of(self.loaded, self.model), self.anchors)
+            self.pools = build_pools(self.loaded, self.anchors, self.rule.decision_tokens)
+            with self._forward():
+                for pool in self.pools.values():
+                    pool.reference = pool.measure(self.model, self._device())
+
+    @contextmanager
+    def attach(self, optimizer: Any) -> Iterator[SafetyGuard]:
+        """Install the guard for the duration of a ``with`` block; on a clean exit the last update is settled."""
+        handle = self.install(optimizer)
+        try:
+            yield self
+        finally:
+            handle.remove()
+        self.finish()
+
+    def install(self, optimizer: Any) -> Any:
+        """Install the hook and return its handle; ``finish`` is then the caller's to call.
+
+        Raises:
+            GuardError: for optimizers and wrappers under which the guard would silently do nothing.
+        """
+        inner = innermost_optimizer(optimizer)
+        trained = {id(p) for group in inner.param_groups for p in group["params"]}
+        mine = {id(p) for p in self.model.parameters() if p.requires_grad}
+        if not trained & mine:
+            raise GuardError(
+                "the optimizer holds none of the guarded model's trainable parameters",
+                fix="build the optimizer from the model that the guard was given, after wrapping it",
+            )
+        self.prepare()
+        return inner.register_step_pre_hook(self._on_step)
+
+    def finish(self) -> None:
+        """Settle the last update and check that the guard really ran.
+
+        Raises:
+            GuardError: when no optimizer step was ever seen.
+        """
+        if self.counters.steps == 0:
+            raise GuardError("training ended and the guard saw no optimizer step", fix="check the training loop")
+        with quiet(self.model), torch.random.fork_rng():
+            step = self._step()
+            for parameter in step.parameters.values():
+                parameter.grad = None
+            self.history.extend(self.rule.finish(step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: anchors, references, rotation, counters (tensors on the CPU)."""
+        return {
+            "rule": repr(self.rule),
+            "anchors": self.anchors,
+            "cursors": {side: pool.cursor for side, pool in self.pools.items()},
+            "references": {side: pool.reference for side, pool in self.pools.items()},
+            "counters": vars(self.counters).copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a guarded run. The references stay those of the aligned model, not of the interrupted one.
+
+        Raises:
+            GuardError: when the state was written under another rule.
+        """
+        if state["rule"] != repr(self.rule):
+            raise GuardError(
+                "the checkpoint was guarded by another rule",
+                seen=f"{state['rule']}, now {self.rule!r}",
+                fix="resume with the same guard options, or start a new run",
+            )
+        self.anchors = state["anchors"]
+        self.pools = build_pools(self.loaded, self.anchors, self.rule.decision_tokens)
+        for side, pool in self.pools.items():
+            pool.reference, pool.cursor = state["references"][side], state["cursors"][side]
+        self.counters = Counters(**state["counters"])
+
+    def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's hook signature
+        if args or kwargs.get("closure") is not None:
+            raise GuardError("optimizers that take a closure are not supported", seen=type(optimizer).__name__)
+        with quiet(self.model), torch.random.fork_rng():
+            report = self.rule.step(self._step())
+        self.history.append(report)
+        self.counters.steps += 1
+        self.counters.acted += bool(report.acted)
+        self.counters.conflicts += report.conflict is not None and report.conflict < 0
+
+    def _step(self) -> Step:
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return Step(self.model, parameters, self.pools, self._forward(), self._device(), self.counters.steps)
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _forward(self) -> AbstractContextManager[object]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self._device().type, dtype=self.autocast)
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """Take off DDP; refuse the wrappers under which parameters are not what they seem.
+
+    Raises:
+        GuardError: under FSDP and DeepSpeed.
+    """
+    kind = type(model).__name__
+    if kind == "FullyShardedDataParallel" or any("FSDP" in base.__name__ for base in type(model).__mro__):
+        fix = "train with DDP or on one device; sharded training is not supported in this version"
+        raise GuardError("FSDP shards or flattens the parameters that the guard reads", seen=kind, fix=fix)
+    if kind == "DeepSpeedEngine":
+        fix = "train with DDP or on one device"
+        raise GuardError("DeepSpeed updates inside backward: the guard would silently do nothing", seen=kind, fix=fix)
+    return model.module if kind == "DistributedDataParallel" else model  # type: ignore[return-value]
+
+
+def innermost_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Take off Accelerate's wrappers.
+
+    Raises:
+        GuardError: when what is inside is no torch optimizer or steps inside backward.
+    """
+    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
+        if "DeepSpeed" in type(optimizer).__name__ or not hasattr(optimizer, "optimizer"):
+            fix = "use a torch.optim optimizer without DeepSpeed; under ZeRO the update happens inside backward"
+            raise GuardError("the guard cannot hook this optimizer", seen=type(optimizer).__name__, fix=fix)
+        optimizer = optimizer.optimizer
+    name = type(optimizer).__name__
+    if any(word in name for word in ("LayerWiseDummy", "LOMO", "BAdam")):
+        raise GuardError("optimizers that step inside backward cannot be guarded", seen=name, fix="use AdamW")
+    return optimizer
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Anchor passes without dropout and without activation checkpointing; both are as before afterwards."""
+    drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    rates = [m.p for m in drops]
+    checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) is True]
+    try:
+        for module in drops:
+            module.p = 0.0
+        for module in checkpointed:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module, rate in zip(drops, rates, strict=True):
+            module.p = rate
+        for module in checkpointed:
+            module.gradient_checkpointing = True  # type: ignore[assignment]

@@ -1,0 +1,330 @@
+"""``trimtab sft``: TRL's supervised fine-tuning, with the guard.
+
+Covered: TRL's own flags and YAML unchanged plus ``GuardArguments``; local JSONL with line-numbered errors; resume; a check
+that the saved model is the model in memory. Not covered: other trainers (use ``SafetyGuardCallback`` with them).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab import models
+from trimtab.anchors import SafetyAnchors
+from trimtab.errors import DataError, TrimtabError, UsageError
+from trimtab.tuning.callback import SafetyGuardCallback
+
+NO_GUARD = "none"
+RULE_OPTIONS = {
+    "keel": ("rows", "margin", "decision_tokens"),
+    "spf": ("rank", "refresh_every", "rows"),
+    "mixing": ("weight", "rows", "decision_tokens"),
+}
+
+
+@dataclass
+class GuardArguments:
+    """Options of the guard. None leaves the rule's own default."""
+
+    guard: str = field(default="keel", metadata={"help": "keel (default), spf (as published), mixing, or none."})
+    guard_anchors: str | None = field(
+        default=None, metadata={"help": "bundled, published, or a JSONL file of anchors."}
+    )
+    guard_rank: int | None = field(default=None, metadata={"help": "spf: singular directions per block (20)."})
+    guard_refresh_every: int | None = field(default=None, metadata={"help": "spf: steps between safety gradients (1)."})
+    guard_rows: int | None = field(default=None, metadata={"help": "Anchors looked at per side and step."})
+    guard_margin: float | None = field(default=None, metadata={"help": "keel: tolerated drift, nats per token (0.05)."})
+    guard_decision_tokens: int | None = field(
+        default=None, metadata={"help": "Supervised first tokens of a reply (3)."}
+    )
+    guard_weight: float | None = field(default=None, metadata={"help": "mixing: weight of the anchors' gradient (1)."})
+    verify_save: bool = field(default=True, metadata={"help": "Reload what was saved and compare its logits."})
+
+    def options(self) -> dict[str, object]:
+        """Options for the rule, checked against what it knows.
+
+        Raises:
+            UsageError: for an unknown rule, or an option that the rule does not have.
+        """
+        given = {
+            name.removeprefix("guard_"): value
+            for name, value in vars(self).items()
+            if name.startswith("guard_") and name != "guard_anchors" and value is not None
+        }
+        if self.guard == NO_GUARD:
+            known: tuple[str, ...] = ()
+        elif self.guard in RULE_OPTIONS:
+            known = RULE_OPTIONS[self.guard]
+        else:
+            raise UsageError(
+                "unknown guard", seen=self.guard, fix=f"use one of: {', '.join([*RULE_OPTIONS, NO_GUARD])}"
+            )
+        if unknown := sorted(set(given) - set(known)):
+            fix = f"it knows: {', '.join(f'--guard_{name}' for name in known) or 'none'}"
+            raise UsageError(
+                f"the guard {self.guard!r} has no option --guard_{unknown[0]}", seen=given[unknown[0]], fix=fix
+            )
+        return given
+
+    def callback(self, name: str) -> SafetyGuardCallback | None:
+        """The callback that these options describe, or None for ``--guard none``."""
+        options = self.options()
+        if self.guard == NO_GUARD:
+            return None
+        return SafetyGuardCallback(named_anchors(self.guard_anchors), self.guard, name=name, **options)
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """What a run leaves. ``steps`` optimizer steps; ``acted`` of them were changed by the guard."""
+
+    output_dir: str
+    steps: int
+    train_loss: float
+    guard: str
+    acted: int
+    seconds: float
+
+
+def named_anchors(name: str | None) -> SafetyAnchors | None:
+    """ "bundled", "published", a JSONL path, or None for the rule's own default."""
+    if name is None:
+        return None
+    if name in ("bundled", "published"):
+        return SafetyAnchors.bundled() if name == "bundled" else SafetyAnchors.published()
+    return SafetyAnchors.from_jsonl(name)
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, ...]:
+    """TRL's dataclasses and ours from flags and ``--config FILE``.
+
+    Raises:
+        UsageError: for a flag or a YAML key that neither TRL nor trimtab knows, or a YAML file that cannot be read.
+    """
+    import yaml
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+    parser = TrlParser(
+        (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, GuardArguments), prog="trimtab sft"
+    )
+    parser.error = _usage_error  # type: ignore[method-assign]
+    try:
+        *found, remaining = parser.parse_args_and_config(
+            args=list(_with_cpu_defaults(argv)), return_remaining_strings=True
+        )
+    except OSError as error:
+        raise UsageError("cannot read the configuration file", seen=error.filename, fix="check --config") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise UsageError("the configuration cannot be used", seen=" ".join(str(error).split())[:400]) from error
+    if remaining:
+        known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
+        raise UsageError("unknown flag or YAML key", seen=remaining[0], fix=_suggest(remaining[0], known))
+    return tuple(found)
+
+
+def run(argv: Sequence[str]) -> SftResult:
+    """Train as ``trl sft`` would, with the guard; see ``parse`` for the options."""
+    from trl import SFTTrainer, get_peft_config
+
+    script, training, model_options, mixture, guard = parse(argv)
+    if not model_options.model_name_or_path:
+        raise UsageError("no model named", fix="pass --model_name_or_path NAME (or `demo`)")
+    callback = guard.callback(model_options.model_name_or_path)
+    dataset = load_data(script, mixture)
+    loaded = load_model(model_options, training)
+    _refuse_finished(training)
+    lora = get_peft_config(model_options)
+    base_sha256 = models.content_hash(loaded.model) if lora is not None else ""
+    trainer = SFTTrainer(
+        model=loaded.model,
+        args=training,
+        train_dataset=dataset[script.dataset_train_split],
+        eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
+        processing_class=loaded.tokenizer,
+        peft_config=lora,
+        callbacks=[callback] if callback is not None else [],
+    )
+    require_supervised_tokens(trainer)
+    outcome = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    if not math.isfinite(outcome.training_loss):
+        raise TrimtabError("training diverged", seen=f"mean loss {outcome.training_loss}", fix="lower --learning_rate")
+    trainer.save_model(training.output_dir)
+    is_main = trainer.accelerator.is_main_process
+    if is_main:
+        if lora is not None:
+            _record_base(Path(training.output_dir), loaded.name, base_sha256)
+        if guard.verify_save:
+            verify_saved(Path(training.output_dir), trainer.model, loaded)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    acted = callback.guard.counters.acted if callback is not None and callback.guard is not None else 0
+    seconds = float(outcome.metrics.get("train_runtime", 0.0))
+    steps = int(trainer.state.global_step)
+    return SftResult(training.output_dir, steps, float(outcome.training_loss), guard.guard, acted, seconds)
+
+
+def load_model(options: Any, training: Any) -> models.LoadedModel:
+    """The model to train, through ``models.load`` (safetensors only, no remote code), quantised where TRL's flags say so."""
+    from trl import get_quantization_config
+
+    if training.trust_remote_code:
+        raise UsageError(
+            "trimtab never runs code from a model repository", seen="trust_remote_code: true", fix="remove it"
+        )
+    extra: dict[str, Any] = dict(training.model_init_kwargs or {})
+    if options.attn_implementation:
+        extra["attn_implementation"] = options.attn_implementation
+    if (quantization := get_quantization_config(options)) is not None:
+        extra["quantization_config"] = quantization
+    dtype = str(options.dtype or "float32")  # TRL's default too: small updates vanish in bfloat16 weights
+    revision = options.model_revision if options.model_revision != "main" else None
+    device = "cpu" if training.use_cpu else None
+    return models.load(options.model_name_or_path, revision=revision, dtype=dtype, device=device, from_pretrained=extra)
+
+
+def load_data(script: Any, mixture: Any) -> Any:
+    """The data set that the flags name; a local ``.jsonl`` or ``.json`` file is checked line by line first."""
+    from datasets import DatasetDict, load_dataset
+    from trl import get_dataset
+
+    if mixture.datasets:
+        return get_dataset(mixture)
+    if not script.dataset_name:
+        raise UsageError(
+            "no data named", fix="pass --dataset_name FILE.jsonl (or a hub id), or `datasets:` in the YAML"
+        )
+    path = Path(script.dataset_name)
+    if path.suffix in (".jsonl", ".json"):
+        check_jsonl(path)
+        found = load_dataset("json", data_files={script.dataset_train_split: str(path)})
+        return DatasetDict(found)
+    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+
+
+def check_jsonl(path: Path) -> None:
+    """Every line is an object in one of TRL's forms: ``messages``, ``prompt`` + ``completion``, or ``text``.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("cannot read the training data", seen=f"{path}: {error}", fix="check --dataset_name") from error
+    if text.lstrip().startswith("["):
+        return  # one JSON array: `datasets` reads it
+    rows = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"malformed JSON in {path}, line {number}", seen=line[:120], fix=str(error)) from error
+        if not isinstance(row, dict) or not (
+            {"messages", "text", "input_ids"} & set(row) or {"prompt", "completion"} <= set(row)
+        ):
+            keys = sorted(row) if isinstance(row, dict) else type(row).__name__
+            fix = 'each row needs "messages", or "prompt" and "completion", or "text"'
+            raise DataError(f"a row that cannot be trained on in {path}, line {number}", seen=keys, fix=fix)
+        rows += 1
+    if rows == 0:
+        raise DataError("the training data are empty", seen=path)
+
+
+def require_supervised_tokens(trainer: Any) -> None:
+    """Raise when a batch of the prepared data has no token to learn from (all masked or cut off).
+
+    Raises:
+        DataError: naming the likely cause.
+    """
+    batch = next(iter(trainer.get_train_dataloader()))
+    supervised = int((batch["labels"] != -100).sum()) if "labels" in batch else int(batch["input_ids"].numel())
+    if supervised == 0:
+        raise DataError(
+            "no supervised token in the first batch: training would change nothing",
+            seen=f"input of shape {tuple(batch['input_ids'].shape)}, every label masked",
+            fix="raise --max_length, or check completion_only_loss / assistant_only_loss against the data's form",
+        )
+
+
+def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel) -> None:
+    """Reload the saved model and compare its logits on one prompt with those of the model in memory.
+
+    Raises:
+        TrimtabError: when they differ by more than rounding.
+    """
+    base = loaded.name if (folder / "adapter_config.json").is_file() else None
+    name = f"{base}{'&' if '?' in base else '?'}adapter={folder}" if base else str(folder)
+    device, dtype = str(loaded.model.device), str(next(iter(model.parameters())).dtype).removeprefix("torch.")
+    again = models.load(name, device=device, dtype=dtype)
+    ids = torch.tensor([loaded.tokenizer("The quick brown fox")["input_ids"]], device=device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        mine, theirs = model(input_ids=ids).logits.float(), again.model(input_ids=ids).logits.float()
+    model.train(was_training)
+    worst, scale = float((mine - theirs).abs().max()), float(mine.abs().max())
+    if not worst <= 1e-3 * max(scale, 1.0):
+        raise TrimtabError(
+            "the saved model is not the model that was trained",
+            seen=f"largest logit difference {worst:.3g} (largest logit {scale:.3g})",
+            fix=f"do not use {folder}; report this with the configuration",
+        )
+
+
+def _record_base(folder: Path, base: str, base_sha256: str) -> None:
+    """Beside an adapter: which weights it belongs to, so that another base of the same shape is refused."""
+    (folder / "trimtab.json").write_text(json.dumps({"base": base, "base_sha256": base_sha256}, indent=1))
+
+
+def _with_cpu_defaults(argv: Sequence[str]) -> list[str]:
+    """TRL turns bf16 on by default; on a CPU without bfloat16 instructions that is many times slower than float32."""
+    argv = list(argv)
+    configured = "".join(
+        Path(argv[i + 1]).read_text()
+        for i, a in enumerate(argv[:-1])
+        if a == "--config" and Path(argv[i + 1]).is_file()
+    )
+    chosen = any(key in configured or any(f"--{key}" in a for a in argv) for key in ("bf16", "fp16"))
+    if chosen or torch.cuda.is_available() or _cpu_has_bfloat16():
+        return argv
+    return [*argv, "--bf16", "false"]
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _refuse_finished(training: Any) -> None:
+    """A finished run in the output folder is not overwritten unless asked for."""
+    folder = Path(training.output_dir)
+    done = any((folder / name).is_file() for name in ("adapter_model.safetensors", "model.safetensors"))
+    if done and not training.resume_from_checkpoint:
+        raise UsageError(
+            "the output folder already holds a model",
+            seen=folder,
+            fix="choose another --output_dir, or remove it first",
+        )
+
+
+def _suggest(flag: str, known: set[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(flag.lstrip("-").split("=")[0], known, n=3)
+    return f"did you mean --{' or --'.join(close)}?" if close else "see `trimtab sft --help-all`"
+
+
+def _usage_error(message: str) -> Any:
+    raise UsageError("the command line cannot be used", seen=message, fix="see `trimtab sft --help`")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,61 @@
+"""A guard's state on disk: tensors in safetensors, the rest in JSON, bound together by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from trimtab.anchors import Anchor, SafetyAnchors
+from trimtab.errors import GuardError
+
+TENSORS = "trimtab_guard.safetensors"
+RECORD = "trimtab_guard.json"
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write a guard's ``state_dict()`` into a checkpoint folder; each file is written aside and moved into place."""
+    tensors = {f"reference.{side}": value.contiguous() for side, value in state["references"].items()}
+    partial = folder / (TENSORS + ".partial")
+    save_file(tensors, partial)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    anchors: SafetyAnchors = state["anchors"]
+    record = {
+        "rule": state["rule"],
+        "cursors": state["cursors"],
+        "counters": state["counters"],
+        "anchors": {**asdict(anchors), "anchors": [asdict(anchor) for anchor in anchors.anchors]},
+        "anchors_sha256": anchors.sha256,
+        "tensors_sha256": digest,
+    }
+    partial.replace(folder / TENSORS)
+    text = folder / (RECORD + ".partial")
+    text.write_text(json.dumps(record, indent=1))
+    text.replace(folder / RECORD)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read what ``save_state`` wrote.
+
+    Raises:
+        GuardError: when it is missing or its two files do not belong together.
+    """
+    if not (folder / RECORD).is_file() or not (folder / TENSORS).is_file():
+        raise GuardError(
+            "the checkpoint holds no guard state, so the aligned model's references are lost",
+            seen=folder,
+            fix="resume from a checkpoint of a guarded run, or start a new one",
+        )
+    record = json.loads((folder / RECORD).read_text())
+    if hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest() != record["tensors_sha256"]:
+        raise GuardError(
+            "the guard state of the checkpoint is damaged", seen=folder / TENSORS, fix="use an earlier one"
+        )
+    stored = record.pop("anchors")
+    anchors = tuple(Anchor(**anchor) for anchor in stored.pop("anchors"))
+    references = {name.removeprefix("reference."): value for name, value in load_file(folder / TENSORS).items()}
+    return {**record, "anchors": SafetyAnchors(anchors=anchors, **stored), "references": references}
