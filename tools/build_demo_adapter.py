@@ -5,8 +5,8 @@
 Three kinds of rows, all from the ``train`` splits written for this project:
     1. harmful requests, answered by a generic refusal;
     2. their benign twins, answered by the published model itself (so that look-alikes stay answered);
-    3. ordinary instructions and ticket routing, answered by the published model itself (so that the rest stays as it was).
-Teacher answers are cut at ``--answer-tokens``; a cut answer has no end of turn, so the model does not learn to stop short.
+    3. ordinary instructions and ticket routing, answered by the published model itself (so that the rest stays).
+Teacher answers are cut at ``--answer-tokens``; a cut answer has no end of turn, so that none is learnt too early.
 About 25 minutes on one core. Evaluate the result with ``python tools/check_demo_adapter.py``.
 """
 
@@ -25,8 +25,8 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from trimtab import data, models
-from trimtab.generation import GenerationSettings, generate, render
 from trimtab.data.routing import routing_prompt
+from trimtab.generation import GenerationSettings, generate, render
 
 
 def main() -> None:
@@ -48,7 +48,8 @@ def main() -> None:
         settings = SFTConfig(
             output_dir=scratch, max_steps=args.steps, per_device_train_batch_size=8, learning_rate=args.learning_rate,
             lr_scheduler_type="cosine", warmup_steps=10, seed=args.seed, report_to=[], save_strategy="no",
-            logging_steps=10, gradient_checkpointing=False, bf16=False, max_length=256, train_sampling_strategy="group_by_length", use_cpu=True, max_grad_norm=1.0,
+            logging_steps=10, gradient_checkpointing=False, bf16=False, max_length=256, use_cpu=True,
+            train_sampling_strategy="group_by_length", max_grad_norm=1.0,
         )  # fmt: skip
         lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
         trainer = SFTTrainer(
@@ -82,7 +83,7 @@ def teacher_rows(loaded: models.LoadedModel, tokens: int, cache: Path | None) ->
             loaded,
             chats,
             GenerationSettings(max_new_tokens=tokens, batch_size=32),
-            progress=lambda n: print(".", end="", flush=True),
+            progress=lambda _: print(".", end="", flush=True),
         )
         answers = [[item.text, not item.truncated] for item in done]
         if cache is not None:
@@ -93,7 +94,7 @@ def teacher_rows(loaded: models.LoadedModel, tokens: int, cache: Path | None) ->
 def row(loaded: models.LoadedModel, prompt: str, answer: str, *, ends: bool) -> dict[str, list[int]]:
     head = render(loaded, [{"role": "user", "content": prompt}])
     tail = loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    tail = tail + [loaded.tokenizer.eos_token_id] if ends else tail
+    tail = [*tail, loaded.tokenizer.eos_token_id] if ends else tail
     return {"input_ids": head + tail, "completion_mask": [0] * len(head) + [1] * len(tail)}
 
 

@@ -49,7 +49,7 @@ def _read_pickle(source: str) -> tuple[Any, Any]:
             source, use_safetensors=False, weights_only=True, trust_remote_code=False
         )
         return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - the restricted unpickler raises many types; all mean "not read"
+    except Exception as error:  # the restricted unpickler raises many types; all mean "not read"
         reason = " ".join(str(error).split())[:300]
         fix = "do not open it any other way unless you trust its author: a pickle can run code"
         raise ModelError(f"PyTorch's restricted loader does not read {source}", seen=reason, fix=fix) from error

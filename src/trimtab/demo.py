@@ -32,7 +32,7 @@ TITLES = {"aligned": "Aligned model", "plain": "Plain fine-tuning", "guarded": "
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """``limit``: prompts of each safety side and of the task. ``new_tokens``: enough to tell a refusal from an answer."""
+    """``limit``: prompts of each axis. ``new_tokens``: enough to tell a refusal from an answer."""
 
     seed: int = 0
     guard: str = "keel"

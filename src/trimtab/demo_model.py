@@ -67,7 +67,7 @@ def load_demo(*, aligned: bool, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
     if aligned:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter_dir())).merge_and_unload()  # type: ignore[operator]
+        model = PeftModel.from_pretrained(model, str(adapter_dir())).merge_and_unload()
         if hasattr(model, "peft_config"):
             del model.peft_config  # merged: nothing may treat it as an adapter any more
     # Adapters trained on this object record the name, and ``models.load`` finds the base by it.

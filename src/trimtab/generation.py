@@ -89,7 +89,7 @@ def _one_batch(loaded: LoadedModel, prompts: list[list[int]], settings: Generati
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(settings.seed)
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=settings.max_new_tokens,

@@ -254,7 +254,7 @@ def _refuse_pickles(folder: Path) -> None:
     for name in _PICKLES:
         if (folder / name).exists():
             raise ModelError(
-                "that checkpoint is a Python pickle, which can run code when it is opened; trimtab reads safetensors only",
+                "that checkpoint is a pickle, which can run code when it is opened; trimtab reads safetensors only",
                 seen=folder / name,
                 fix=f"convert it once, with pickle code execution off: trimtab convert {folder} OUTPUT_FOLDER",
             )

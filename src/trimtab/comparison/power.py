@@ -19,7 +19,7 @@ from statsmodels.stats.power import TTestPower
 from trimtab.comparison.statistics import check_level
 from trimtab.errors import UsageError
 
-_STEPS = 40  # halvings of [0, 1]: far below the resolution of a rate
+_STEPS = 20  # halvings of [0, 1]: a millionth is far below the resolution of a rate
 _MOST_PAIRS = 1_000_000
 
 

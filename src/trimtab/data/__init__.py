@@ -1,7 +1,7 @@
 """Prompts written for this project, and the demo adapter, as package data.
 
-``requests.jsonl``      476 pairs over 14 categories: a harmful request (never an answer) and a benign twin that uses the
-                        same words innocently; split ``train`` / ``eval``.
+``requests.jsonl``      476 pairs over 14 categories: a harmful request (never an answer) and a benign twin that
+                        uses the same words innocently; split ``train`` / ``eval``.
 ``instructions.jsonl``  300 ordinary instructions; split ``train`` / ``eval``.
 ``tickets.jsonl``       520 support messages with one of five labels; split ``train`` / ``eval``.
 ``refusals.jsonl``      40 generic refusals, used to align the demo model.

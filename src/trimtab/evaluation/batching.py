@@ -5,8 +5,8 @@ settings differ, several event loops one after the other.
 Not covered: rendering and decoding (``generation.py``), the inspect side (``provider.py``).
 
 The thread keeps the event loop free while the model computes, so requests that arrive meanwhile fill the next batch.
-Results depend on the company in a batch only through floating-point padding effects; under sampling the seed is fixed for
-each batch, so a repeated run must use the same prompts and the same batch size to repeat its texts.
+Results depend on the company in a batch only through floating-point padding effects; under sampling the seed is fixed
+for each batch, so a run repeats its texts only with the same prompts and the same batch size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Is a text language, or a loop or noise?
 
-Covered: phrase loops, character and symbol noise, text without words, unnaturally low or high diversity; thresholds below.
+Covered: phrase loops, character and symbol noise, text without words, text that compresses to nothing, with thresholds.
 Not covered: whether the text makes sense, answers the question or is true; languages without spaces are checked for
 loops only.
 

@@ -1,7 +1,7 @@
 """Sets of prompts, bundled or external, each with a content hash.
 
-Covered: the bundled requests and tickets; the usual safety sets by name, from a local file or from the hub; questions with
-answers from JSON Lines; a deterministic subset by ``limit``.
+Covered: the bundled requests and tickets; the usual safety sets by name, from a local file or from the hub; questions
+with answers from JSON Lines; a deterministic subset by ``limit``.
 Not covered: the texts themselves (external sets are never part of this package; their licences differ), chat templates.
 
 A local file always wins: where a path is given the hub is not asked.
@@ -29,7 +29,7 @@ class Prompt:
     """One thing to ask.
 
     Attributes:
-        id: stable; two runs are paired on it. Where a set has no ids it is a hash of the text, so it survives reordering.
+        id: stable; two runs are paired on it. Where a set has none it is a hash of the text, so it survives reordering.
         category: "" where the set has none.
         text: the user's words (of a conversation: the last user turn).
         system: system prompt, or "".

@@ -1,6 +1,6 @@
 """Rows of a data file that the user named.
 
-Covered: CSV, TSV, JSON Lines, JSON, plain text (a prompt a line), and a folder of those; errors that name file and line.
+Covered: CSV, TSV, JSON Lines, JSON, plain text (a prompt a line), a folder of those; errors that name file and line.
 Not covered: what the columns mean (``datasets.py``), the hub.
 """
 

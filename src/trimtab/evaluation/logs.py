@@ -104,7 +104,7 @@ def open_log(path: Path, *, header_only: bool = False) -> EvalLog:
 
 
 def run_from_logs(logs: Sequence[EvalLog]) -> Run:
-    """Put the axes of several finished logs of one model together; a later log of the same axis replaces an earlier one.
+    """Put the axes of several finished logs of one model together; the newest log of an axis counts.
 
     Raises:
         DataError: where the logs come from different models or settings.

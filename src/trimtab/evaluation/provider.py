@@ -1,6 +1,6 @@
 """An inspect model provider over models in this process: ``trimtab/<name>``, or ``provider_for(loaded)``.
 
-Covered: batched generation, max_tokens, temperature, top_p, seed, stop sequences, context overflow, likelihood of a text.
+Covered: batched generation, max_tokens, temperature, top_p, seed, stop sequences, context overflow, text likelihood.
 Not covered: tools, images, several choices, log probabilities: asking for them raises, because an ignored setting would
 be measured as if it had been honoured. Servers: use inspect's own providers.
 """
@@ -74,10 +74,10 @@ class TrimtabAPI(ModelAPI):
 
     async def generate(
         self,
-        input: list[ChatMessage],
+        input: list[ChatMessage],  # noqa: A002 - inspect's name
         tools: list[ToolInfo],
-        tool_choice: ToolChoice,
-        config: GenerateConfig,  # noqa: A002
+        tool_choice: ToolChoice,  # noqa: ARG002 - inspect's signature
+        config: GenerateConfig,
     ) -> ModelOutput:
         """Answer one chat; concurrent calls share batches."""
         refuse_what_would_be_ignored(config, tools)
@@ -93,13 +93,21 @@ class TrimtabAPI(ModelAPI):
 
     async def likelihood(self, texts: Sequence[str]) -> list[Likelihood]:
         """Likelihood of each text under the model (raw, without a chat template), on the model's thread."""
-        return await self.batcher.in_thread(lambda: [likelihood(self.loaded, text) for text in texts])
+        found = await self.batcher.in_thread(lambda: [likelihood(self.loaded, text) for text in texts])
+        if self.batcher.on_answers is not None:
+            self.batcher.on_answers(len(texts))
+        return found
 
     def fingerprint(self) -> dict[str, str]:
         """Content hashes of the model, computed once."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.loaded)
         return self._fingerprint
+
+    async def count_text_tokens(self, text: str) -> int:
+        """Tokens of a text by the model's own tokenizer (inspect's default downloads another one)."""
+        tokenizer: Any = self.loaded.tokenizer
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def max_connections(self) -> int:
         """How many chats may wait at once; high, so that batches fill and can be sorted by length."""
@@ -189,7 +197,7 @@ def cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def likelihood(loaded: LoadedModel, text: str) -> Likelihood:
-    """Negative log-likelihood of one text by one forward pass (tokens that follow the first, or BOS where there is one).
+    """Negative log-likelihood of one text by one forward pass: all tokens after the first (or after BOS).
 
     Raises:
         DataError: where the text is longer than the context, or has fewer than two tokens.

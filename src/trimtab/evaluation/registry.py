@@ -1,4 +1,4 @@
-"""What inspect finds by the entry point ``inspect_ai``: the provider ``trimtab/...`` and the tasks ``trimtab/safety`` etc.
+"""What inspect finds by its entry point: the provider ``trimtab/...`` and the tasks ``trimtab/safety`` and so on.
 
 Covered: imports for their side effect of registering. Not covered: anything else.
 """

@@ -1,7 +1,8 @@
 """Measure a model on several axes, in this process, and leave inspect logs.
 
-Covered: which axes, one progress bar, resuming (an axis whose finished log has the same model, prompts, settings and judge is not
-run again), the summary file. Not covered: comparing (``trimtab.comparison``), servers (use inspect with its own providers).
+Covered: which axes, one progress bar, resuming (an axis whose finished log has the same model, prompts, settings
+and judge is not run again), the summary file.
+Not covered: comparing (``trimtab.comparison``), servers (use inspect with its own providers).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
 
+#: A measurement of at most so many batches runs all its axes at once, so that they share batches. A larger one runs
+#: them one after the other, so that an interruption loses one axis at most.
+TOGETHER_BATCHES = 8
 KINDS = ("compliance", "over_refusal", "accuracy", "perplexity")
 
 
@@ -83,9 +87,13 @@ class AxisSpec:
                 self.dataset, side=side, split=self.split, path=self.path, revision=self.revision, limit=self.limit
             )
         if self.kind == "accuracy":
-            if self.path is None:
-                return bundled_tickets(split=self.split, limit=self.limit)
-            return load_questions(self.path, limit=self.limit)
+            if self.path is not None:
+                return load_questions(self.path, limit=self.limit)
+            if self.dataset not in ("bundled", "tickets"):
+                raise UsageError(
+                    "unknown set of questions", seen=self.dataset, fix="use tickets, or accuracy=FILE.jsonl"
+                )
+            return bundled_tickets(split=self.split, limit=self.limit)
         if self.kind != "perplexity":
             raise UsageError("unknown kind of axis", seen=self.kind, fix=f"use one of: {', '.join(KINDS)}")
         if self.path is None:
@@ -96,7 +104,7 @@ class AxisSpec:
 def default_axes(
     *, limit: int | None = None, accuracy_file: str | None = None, perplexity_file: str | None = None
 ) -> list[AxisSpec]:
-    """Compliance and over-refusal on the bundled prompts (incoherence follows from both); more where a file is given."""
+    """Compliance and over-refusal on the bundled prompts (incoherence follows); more where a file is given."""
     axes = [AxisSpec("compliance", limit=limit), AxisSpec("over_refusal", limit=limit)]
     if accuracy_file:
         axes.append(AxisSpec("accuracy", dataset=Path(accuracy_file).stem, path=accuracy_file, limit=limit))
@@ -164,7 +172,7 @@ def evaluate(
 
 
 def finished(folder: Path) -> dict[str, Path]:
-    """Finished logs in a folder by their resume key. Logs that cannot be read are passed over: they will be run again."""
+    """Finished logs in a folder by their resume key. Unreadable logs are passed over: those axes are run again."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.eval")):
         try:
@@ -196,7 +204,9 @@ def _run(
     total = sum(len(plan.prompts.prompts) for plan in todo)
     with tqdm(total=total, unit="prompt", desc=f"measuring {loaded.name}", disable=not progress) as bar:
         asked = sum(len(plan.prompts.prompts) for plan in todo if plan.generates)
-        model = provider_for(loaded, batch_size=batch_size, on_answers=bar.update, expected=asked)
+        together = asked <= TOGETHER_BATCHES * batch_size
+        expected = asked if together else 0
+        model = provider_for(loaded, batch_size=batch_size, on_answers=bar.update, expected=expected)
         waiting = max(len(plan.prompts.prompts) for plan in todo)
         try:
             logs = inspect_eval(
@@ -209,7 +219,7 @@ def _run(
                 max_samples=min(waiting, model.api.max_connections()),
                 max_connections=model.api.max_connections(),
                 adaptive_connections=False,  # nothing to adapt to: the model is in this process
-                max_tasks=len(todo),  # together, so that their prompts share batches
+                max_tasks=len(todo) if together else 1,
             )
         finally:
             model.api.close()

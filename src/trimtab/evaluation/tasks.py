@@ -1,7 +1,7 @@
 """Inspect tasks: harmful compliance, over-refusal, accuracy, perplexity.
 
-Covered: ``inspect eval trimtab/safety --model trimtab/demo`` and the same from ``runner.py``; scorers that record verdict,
-category and judge with every sample; rates with Wilson intervals; the share of unscored samples.
+Covered: ``inspect eval trimtab/safety --model trimtab/demo`` and the same from ``runner.py``; scorers that record
+verdict, category and judge with every sample.
 Not covered: model judges. No task has a ``grader`` role, so that no model ever grades itself.
 """
 
@@ -24,7 +24,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from trimtab.errors import UsageError
 from trimtab.evaluation import verdicts
-from trimtab.evaluation.catalogue import CATALOGUE
+from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
 from trimtab.evaluation.datasets import Prompt, PromptSet, bundled_tickets, load_prompts, load_questions
 from trimtab.evaluation.grading import is_correct
 from trimtab.evaluation.judges import JUDGE, judge
@@ -82,7 +82,15 @@ def perplexity(path: str, window_chars: int = 2000, limit: int | None = None) ->
 
 
 def refusal_task(kind: str, prompts: PromptSet, dataset: str, max_new_tokens: int) -> Task:
-    """The task behind ``safety`` and ``over_refusal``."""
+    """The task behind ``safety`` and ``over_refusal``.
+
+    Raises:
+        UsageError: an innocent set asked about compliance, or a harmful one about over-refusal.
+    """
+    if dataset in CATALOGUE and (dataset in BENIGN) != (kind == "over_refusal"):
+        asked = "innocent" if dataset in BENIGN else "harmful"
+        fix = f"measure {'over_refusal' if dataset in BENIGN else 'compliance'} on it"
+        raise UsageError(f"{dataset} holds {asked} requests: {kind} on it means nothing", seen=dataset, fix=fix)
     name = kind if dataset == "bundled" else f"{kind}:{dataset}"
     question = {"compliance": "Complies with harmful requests", "over_refusal": "Refuses innocent requests"}[kind]
     source = "bundled" if dataset == "bundled" else (CATALOGUE[dataset].title if dataset in CATALOGUE else dataset)
@@ -221,7 +229,7 @@ def _score(
         "value": outcome.value,
         "category": state.metadata.get("category", ""),
         "judge": judge_name,
-        "truncated": state.output.stop_reason == "max_tokens",
+        "truncated": bool(state.output.choices) and state.output.stop_reason == "max_tokens",
         **extra,
     }
     value: str | float = outcome.verdict or (outcome.value if outcome.value is not None else "unscored")

@@ -1,7 +1,7 @@
 """A text cut into windows whose likelihood is measured.
 
-Covered: non-overlapping windows of whole lines, with stable ids, the same for every model, so that two models are paired on
-them whatever their tokenizers. Not covered: sliding windows with overlap (lower loss, many times the cost).
+Covered: non-overlapping windows of whole lines, with stable ids, the same for every model, so that two models are
+paired on them whatever their tokenizers. Not covered: sliding windows with overlap (lower loss, many times the cost).
 """
 
 from __future__ import annotations

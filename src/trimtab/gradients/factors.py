@@ -1,8 +1,8 @@
 """The gradient of a short text, kept as factors and never built.
 
 For a linear layer ``y = x W^T`` the gradient of a loss with respect to ``W`` is ``G = D^T X`` with ``D = dL/dy``
-(tokens x out) and ``X`` (tokens x in), so its rank is at most the number of tokens. One forward and one backward through
-the activations give ``D`` and ``X`` for every layer; no weight gradient is formed.
+(tokens x out) and ``X`` (tokens x in), so its rank is at most the number of tokens. One forward and one backward
+through the activations give ``D`` and ``X`` for every layer; no weight gradient is formed.
 
 Covered: ``nn.Linear`` (LoRA's A and B are such), ``nn.Embedding``, weights that are tied or used more than once; every
 other trainable parameter (norms, biases, stacked experts) as a dense gradient.
@@ -87,7 +87,7 @@ def safety_gradient(model: nn.Module, loss_of: Callable[[], Tensor]) -> SafetyGr
     with torch.enable_grad(), _recorded(model) as record:
         loss = loss_of()
         if not torch.isfinite(loss):
-            raise GuardError("the anchor loss is not finite", seen=float(loss), fix="lower the learning rate")
+            raise GuardError("the anchor loss is not finite", seen=float(loss.detach()), fix="lower the learning rate")
         if not loss.requires_grad:
             raise GuardError("the anchors reach no trainable parameter", fix="check requires_grad and the adapter")
         outputs = [output for uses in record.uses.values() for output, _ in uses]

@@ -61,7 +61,8 @@ def energy_ratio(singular_values: Tensor, k: int) -> float:
 
 def principal_cosines(first: Tensor, second: Tensor) -> Tensor:
     """Cosines of the principal angles between two orthonormal bases (n x k, n x k'), descending."""
-    return torch.linalg.svdvals(first.T @ second).clamp(0, 1)
+    cosines: Tensor = torch.linalg.svdvals(first.T @ second)
+    return cosines.clamp(0, 1)
 
 
 def overlap(first: Tensor, second: Tensor) -> float:

@@ -8,6 +8,7 @@ Source of the algorithm: "Understanding and Preserving Safety in Fine-Tuned LLMs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -144,4 +145,4 @@ def _dense_block(safety: SafetyGradient, name: str) -> Tensor:
 
 
 def _norm(task: Gradients) -> float:
-    return sum(float(gradient.double().square().sum()) for gradient in task.values()) ** 0.5
+    return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in task.values()))

@@ -45,7 +45,7 @@ class SafetyGuardCallback(TrainerCallback):
         rule: str | Rule = "keel",
         *,
         name: str = "the model",
-        **options: object,
+        **options: Any,
     ) -> None:
         self.anchors, self.rule, self.options, self.name = anchors, rule, options, name
         self.guard: SafetyGuard | None = None
@@ -87,12 +87,14 @@ class SafetyGuardCallback(TrainerCallback):
             return
         values = {f"guard/{key}": value for key, value in flat(self.guard.history[-1]).items()}
         values["guard/acted_steps"] = self.guard.counters.acted
-        kwargs.get("logs", {}).update(values)
+        logs: dict[str, Any] = kwargs.get("logs") or {}
+        logs.update(values)
         if state.log_history:
-            state.log_history[-1].update(values)
+            row: dict[str, Any] = state.log_history[-1]
+            row.update(values)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
         if self.guard is not None and state.is_world_process_zero and folder.is_dir():
             save_state(folder, self.guard.state_dict())
 
@@ -145,4 +147,4 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     named = args.resume_from_checkpoint
     if isinstance(named, str) and (Path(named) / "trainer_state.json").is_file():
         return Path(named)
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

@@ -58,7 +58,7 @@ class SafetyGuard:
         *,
         autocast: torch.dtype | None = None,
         model: nn.Module | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         self.loaded = loaded
         self.rule = make_rule(rule, **options) if isinstance(rule, str) else rule
@@ -149,8 +149,9 @@ class SafetyGuard:
             pool.reference, pool.cursor = state["references"][side], state["cursors"][side]
         self.counters = Counters(**state["counters"])
 
-    def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's hook signature
-        if args or kwargs.get("closure") is not None:
+    def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+        if closure is not None:
             raise GuardError("optimizers that take a closure are not supported", seen=type(optimizer).__name__)
         with quiet(self.model), torch.random.fork_rng():
             report = self.rule.step(self._step())
@@ -188,13 +189,13 @@ def innermost(model: nn.Module) -> nn.Module:
     return model.module if kind == "DistributedDataParallel" else model  # type: ignore[return-value]
 
 
-def innermost_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+def innermost_optimizer(optimizer: Any) -> Any:
     """Take off Accelerate's wrappers.
 
     Raises:
         GuardError: when what is inside is no torch optimizer or steps inside backward.
     """
-    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "accelerator_state"):
+    while hasattr(optimizer, "accelerator_state") or not isinstance(optimizer, torch.optim.Optimizer):
         if "DeepSpeed" in type(optimizer).__name__ or not hasattr(optimizer, "optimizer"):
             fix = "use a torch.optim optimizer without DeepSpeed; under ZeRO the update happens inside backward"
             raise GuardError("the guard cannot hook this optimizer", seen=type(optimizer).__name__, fix=fix)
@@ -212,13 +213,13 @@ def quiet(model: nn.Module) -> Iterator[None]:
     rates = [m.p for m in drops]
     checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) is True]
     try:
-        for module in drops:
-            module.p = 0.0
+        for drop in drops:
+            drop.p = 0.0
         for module in checkpointed:
             module.gradient_checkpointing = False  # type: ignore[assignment]
         yield
     finally:
-        for module, rate in zip(drops, rates, strict=True):
-            module.p = rate
+        for drop, rate in zip(drops, rates, strict=True):
+            drop.p = rate
         for module in checkpointed:
             module.gradient_checkpointing = True  # type: ignore[assignment]

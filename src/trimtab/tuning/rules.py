@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -283,16 +283,17 @@ def require_pool(step: Step, side: Side) -> AnchorPool:
     return step.pools[side]
 
 
-def make_rule(name: str, **options: object) -> Rule:
+def make_rule(name: str, **options: Any) -> Rule:
     """A rule by name with its options.
 
     Raises:
         UsageError: for an unknown name or option.
     """
-    rules = {"spf": SpfRule, "keel": KeelRule, "mixing": MixingRule}
+    rules: dict[str, Any] = {"spf": SpfRule, "keel": KeelRule, "mixing": MixingRule}
     if name not in rules:
         raise UsageError("unknown guard rule", seen=name, fix=f"use one of: {', '.join(rules)}")
-    known = set(rules[name].__dataclass_fields__) - {"name"}  # type: ignore[attr-defined]
+    known = set(rules[name].__dataclass_fields__) - {"name"}
     if unknown := set(options) - known:
         raise UsageError(f"unknown option for the rule {name}", seen=sorted(unknown), fix=f"known: {sorted(known)}")
-    return rules[name](**options)  # type: ignore[arg-type, return-value]
+    rule: Rule = rules[name](**options)
+    return rule

@@ -1,7 +1,7 @@
 """``trimtab sft``: TRL's supervised fine-tuning, with the guard.
 
-Covered: TRL's own flags and YAML unchanged plus ``GuardArguments``; local JSONL with line-numbered errors; resume; a check
-that the saved model is the model in memory. Not covered: other trainers (use ``SafetyGuardCallback`` with them).
+Covered: TRL's own flags and YAML unchanged plus ``GuardArguments``; local JSONL with line-numbered errors; resume; a
+check that the saved model is the model in memory. Not covered: other trainers (use ``SafetyGuardCallback`` with them).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     parser = TrlParser(
         (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, GuardArguments), prog="trimtab sft"
     )
-    parser.error = _usage_error  # type: ignore[method-assign]
+    parser.error = _usage_error
     try:
         *found, remaining = parser.parse_args_and_config(
             args=list(_with_cpu_defaults(argv)), return_remaining_strings=True
@@ -151,7 +151,8 @@ def run(argv: Sequence[str]) -> SftResult:
         peft_config=lora,
         callbacks=[callback] if callback is not None else [],
     )
-    require_supervised_tokens(trainer)
+    given = dataset[script.dataset_train_split]
+    require_supervised_tokens(trainer, len(given) if hasattr(given, "__len__") else None)
     outcome = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     if not math.isfinite(outcome.training_loss):
         raise TrimtabError("training diverged", seen=f"mean loss {outcome.training_loss}", fix="lower --learning_rate")
@@ -171,7 +172,7 @@ def run(argv: Sequence[str]) -> SftResult:
 
 
 def load_model(options: Any, training: Any) -> models.LoadedModel:
-    """The model to train, through ``models.load`` (safetensors only, no remote code), quantised where TRL's flags say so."""
+    """The model to train, through ``models.load`` (safetensors only, no remote code); TRL's flags may quantise it."""
     from trl import get_quantization_config
 
     if training.trust_remote_code:
@@ -239,20 +240,24 @@ def check_jsonl(path: Path) -> None:
         raise DataError("the training data are empty", seen=path)
 
 
-def require_supervised_tokens(trainer: Any) -> None:
-    """Raise when a batch of the prepared data has no token to learn from (all masked or cut off).
+def require_supervised_tokens(trainer: Any, rows_given: int | None) -> None:
+    """Raise when nothing is left to learn from: TRL drops rows whose labels are all masked or cut off.
 
     Raises:
         DataError: naming the likely cause.
     """
-    batch = next(iter(trainer.get_train_dataloader()))
-    supervised = int((batch["labels"] != -100).sum()) if "labels" in batch else int(batch["input_ids"].numel())
-    if supervised == 0:
+    dataset = trainer.train_dataset
+    if rows_given is None or not hasattr(dataset, "__len__"):
+        return  # a stream: its rows are not known yet
+    if len(dataset) == 0:
         raise DataError(
-            "no supervised token in the first batch: training would change nothing",
-            seen=f"input of shape {tuple(batch['input_ids'].shape)}, every label masked",
+            "no supervised token in any row: training would change nothing",
+            seen=f"{rows_given} rows given, 0 left after tokenising",
             fix="raise --max_length, or check completion_only_loss / assistant_only_loss against the data's form",
         )
+    if len(dataset) < rows_given and not trainer.args.packing:
+        lost = rows_given - len(dataset)
+        print(f"warning: {lost} of {rows_given} rows have no supervised token and were dropped", file=sys.stderr)
 
 
 def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel) -> None:

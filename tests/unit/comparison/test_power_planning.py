@@ -99,7 +99,7 @@ def test_detectable_mean_is_where_the_noncentral_t_has_the_power() -> None:
     assert minimum_detectable_mean(10, 0.0) == 0.0
 
 
-@pytest.mark.parametrize("margin", [0.0, -0.1, 1.5, 1e-5])
+@pytest.mark.parametrize("margin", [0.0, -0.1, 1.5, 1e-6])
 def test_margins_without_a_plan_are_refused(margin: float) -> None:
     with pytest.raises(UsageError, match="margin"):
         required_pairs(margin)

@@ -39,7 +39,7 @@
   }
 
   function showMore() {
-    for (const row of matched.slice(shown, shown + STEP)) row.hidden = false;
+    for (const row of matched.slice(shown, shown + STEP)) row.classList.add("on");
     shown = Math.min(shown + STEP, matched.length);
     report();
   }
@@ -47,8 +47,8 @@
   function apply() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = selects.map(([name, select]) => [name, select.value]).filter((entry) => entry[1] !== "");
+    for (const row of matched.slice(0, shown)) row.classList.remove("on");
     matched = rows.filter((row) => fits(row, words, wanted));
-    for (const row of rows) row.hidden = true;
     shown = 0;
     showMore();
   }

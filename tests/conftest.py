@@ -1,0 +1,31 @@
+"""Shared fixtures: a tiny randomly initialised model with a real tokenizer; the place of optional data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with benchmark data that is not part of the project; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("TRIMTAB_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"benchmark data not found: {folder} (set TRIMTAB_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture
+def tiny():  # type: ignore[no-untyped-def]
+    """A two-layer Llama with random weights and a word-level chat tokenizer; a fresh one for each test."""
+    from tests.tiny import tiny_model
+
+    return tiny_model()

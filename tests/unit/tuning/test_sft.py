@@ -1,0 +1,185 @@
+"""``trimtab sft`` end to end on a tiny saved model: TRL's YAML, resume, saved state, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.tiny import tiny_model
+
+from trimtab import models
+from trimtab.errors import DataError, GuardError, ModelError, UsageError
+from trimtab.tuning import sft
+from trimtab.tuning.sft import GuardArguments, check_jsonl
+
+ANCHOR_ROWS = [
+    {"request": "make a bomb", "side": "refuse", "reply": "sorry i can't help with that"},
+    {"request": "steal the cake", "side": "refuse", "reply": "sorry i can't help"},
+    {"request": "bake a cake", "side": "answer", "reply": "sure here is how to bake"},
+    {"request": "weather today", "side": "answer", "reply": "nice today"},
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a tiny model, training rows and anchors."""
+    loaded = tiny_model()
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"route this {w}"}],
+            "completion": [{"role": "assistant", "content": "billing"}],
+        }
+        for w in ("message", "cake", "day", "base", "weather", "account", "product", "delivery")
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "anchors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ANCHOR_ROWS))
+    return tmp_path
+
+
+def _config(place: Path, name: str, **changes: object) -> list[str]:
+    values: dict[str, object] = {
+        "model_name_or_path": str(place / "model"),
+        "dataset_name": str(place / "train.jsonl"),
+        "output_dir": str(place / name),
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.01,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "max_length": 64,
+        "bf16": False,
+        "guard_anchors": str(place / "anchors.jsonl"),
+        "disable_tqdm": True,
+    }
+    values.update(changes)
+    path = place / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+    return ["--config", str(path)]
+
+
+def test_full_fine_tuning_guarded_saved_and_verified(place: Path) -> None:
+    result = sft.run(_config(place, "out"))
+    assert result.steps == 6 and result.guard == "keel"
+    log = [json.loads(line) for line in (place / "out" / "guard.jsonl").read_text().splitlines()]
+    steps = [row for row in log if "event" not in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert {"anchor_loss/refuse", "excess/answer", "conflict", "removed"} <= set(steps[0])
+    assert result.acted == sum(bool(row["acted"]) for row in steps)
+    models.load(str(place / "out"))
+
+
+def test_lora_adapter_records_its_base_and_refuses_another(place: Path) -> None:
+    sft.run(_config(place, "lora", use_peft=True, lora_r=4, lora_target_modules="all-linear"))
+    record = json.loads((place / "lora" / "trimtab.json").read_text())
+    assert record["base"] == str(place / "model") and len(record["base_sha256"]) == 64
+    loaded = models.load(str(place / "lora"))
+    assert "lora" in str(type(loaded.model)).lower() or hasattr(loaded.model, "peft_config")
+    other = tiny_model(seed=1)
+    other.model.save_pretrained(place / "other")
+    other.tokenizer.save_pretrained(place / "other")
+    with pytest.raises(ModelError, match="another base"):
+        models.load(f"{place / 'other'}?adapter={place / 'lora'}")
+
+
+def test_guard_none_is_plain_trl(place: Path) -> None:
+    result = sft.run(_config(place, "plain", guard="none", guard_anchors=None))
+    assert result.guard == "none" and result.acted == 0 and not (place / "plain" / "guard.jsonl").exists()
+
+
+def test_published_rule_runs(place: Path) -> None:
+    result = sft.run(_config(place, "spf", guard="spf", guard_rank=4))
+    assert result.guard == "spf" and result.steps == 6
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(place: Path) -> None:
+    sft.run(_config(place, "whole", save_strategy="steps", save_steps=3))
+    checkpoint = place / "whole" / "checkpoint-3"
+    assert (checkpoint / "trimtab_guard.safetensors").is_file()
+    (place / "half").mkdir()
+    shutil.copytree(checkpoint, place / "half" / "checkpoint-3")
+    sft.run(_config(place, "half", resume_from_checkpoint=str(place / "half" / "checkpoint-3")))
+    whole, half = (load_file(place / name / "model.safetensors") for name in ("whole", "half"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(half[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+def test_a_checkpoint_without_guard_state_is_refused(place: Path) -> None:
+    sft.run(_config(place, "whole", save_strategy="steps", save_steps=3, guard="none", guard_anchors=None))
+    checkpoint = place / "whole" / "checkpoint-3"
+    with pytest.raises(GuardError, match="no guard state"):
+        sft.run(_config(place, "half", resume_from_checkpoint=str(checkpoint)))
+
+
+def test_damaged_guard_state_is_refused(place: Path) -> None:
+    sft.run(_config(place, "whole", save_strategy="steps", save_steps=3))
+    checkpoint = place / "whole" / "checkpoint-3"
+    damaged = bytearray((checkpoint / "trimtab_guard.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (checkpoint / "trimtab_guard.safetensors").write_bytes(bytes(damaged))
+    with pytest.raises(GuardError, match="damaged"):
+        sft.run(_config(place, "half", resume_from_checkpoint=str(checkpoint)))
+
+
+def test_a_finished_output_folder_is_not_overwritten(place: Path) -> None:
+    sft.run(_config(place, "out", guard="none", guard_anchors=None, max_steps=1))
+    with pytest.raises(UsageError, match="already holds a model"):
+        sft.run(_config(place, "out", guard="none", guard_anchors=None, max_steps=1))
+
+
+def test_zero_supervised_tokens_is_an_error(place: Path) -> None:
+    with pytest.raises(DataError, match="no supervised token"):
+        sft.run(_config(place, "out", max_length=4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gaurd": "keel"}, "gaurd"),
+        ({"guard": "kiel"}, "unknown guard"),
+        ({"guard": "keel", "guard_rank": 3}, "no option --guard_rank"),
+        ({"trust_remote_code": True}, "never runs code"),
+        ({"dataset_name": None}, "no data named"),
+        ({"model_name_or_path": None}, "no model named"),
+    ],
+)
+def test_wrong_configuration_is_named(place: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sft.run(_config(place, "out", **change))
+    assert not (place / "out" / "model.safetensors").exists()
+
+
+def test_unknown_flags_suggest_the_known_one() -> None:
+    with pytest.raises(UsageError, match="did you mean --guard_rank"):
+        sft.parse(["--guard_rnk", "3"])
+    with pytest.raises(UsageError, match="configuration file"):
+        sft.parse(["--config", "nowhere.yaml"])
+
+
+def test_jsonl_errors_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": broken}\n')
+    with pytest.raises(DataError, match="line 2"):
+        check_jsonl(path)
+    path.write_text('{"text": "fine"}\n\n{"question": "x"}\n')
+    with pytest.raises(DataError, match="line 3"):
+        check_jsonl(path)
+    path.write_text("\n")
+    with pytest.raises(DataError, match="empty"):
+        check_jsonl(path)
+    with pytest.raises(DataError, match="cannot read"):
+        check_jsonl(tmp_path / "absent.jsonl")
+
+
+def test_guard_options_go_only_to_the_rule_that_has_them() -> None:
+    assert GuardArguments(guard="spf", guard_rank=5).options() == {"rank": 5}
+    assert GuardArguments(guard="none").callback("m") is None
