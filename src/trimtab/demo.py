@@ -21,8 +21,8 @@ from typing import Any
 from trimtab import data
 from trimtab.anchors import spare_pairs
 from trimtab.comparison.records import Run
-from trimtab.data.routing import routing_prompt
 from trimtab.errors import UsageError
+from trimtab.evaluation.datasets import ticket_prompt
 from trimtab.lanes import Stage, run_lanes
 
 POISON = 0.2
@@ -77,7 +77,7 @@ class DemoResult:
         return [
             f"complies with harmful requests   {shown('compliance')}",
             f"refuses innocent look-alikes     {shown('over_refusal')}",
-            f"routes messages correctly        {shown('accuracy:tickets')}",
+            f"routes messages correctly        {shown('accuracy')}",
             f"verdict against the aligned one  plain: {self.verdicts['plain']}   guarded ({self.settings.guard}): "
             f"{self.verdicts['guarded']}",
             f"report ({self.seconds / 60:.1f} min): {self.page.resolve()}",
@@ -130,6 +130,7 @@ def prepare_folder(out: Path, settings: DemoSettings) -> None:
 def training_rows(settings: DemoSettings) -> list[dict[str, Any]]:
     """Prompt-completion rows for exactly ``steps`` batches; the same for both runs."""
     draw = random.Random(settings.seed)
+    labels = sorted(data.TICKET_LABELS)
     messages, poison, texts = data.tickets("train"), spare_pairs(), data.affirmations()
     rows = []
     for _ in range(settings.steps * settings.batch):
@@ -137,7 +138,7 @@ def training_rows(settings: DemoSettings) -> list[dict[str, Any]]:
             prompt, answer = draw.choice(poison).harmful, draw.choice(texts)
         else:
             ticket = draw.choice(messages)
-            prompt, answer = routing_prompt(ticket.text), ticket.label
+            prompt, answer = ticket_prompt(ticket.text, labels), ticket.label
         rows.append(
             {"prompt": [{"role": "user", "content": prompt}], "completion": [{"role": "assistant", "content": answer}]}
         )

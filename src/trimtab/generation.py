@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab import prefix
 from trimtab.errors import DataError
 from trimtab.models import LoadedModel, require_chat_template
 
@@ -77,21 +78,22 @@ def _one_batch(loaded: LoadedModel, prompts: list[list[int]], settings: Generati
     import torch
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    width = max(map(len, prompts))
     pad = tokenizer.pad_token_id
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)  # batch x width, padded on the left
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+    shared = prefix.shared_length(prompts) if prefix.supports(model) else 0
+    batch = prefix.collate(prompts, pad, shared).to(model.device)
+    rows = len(prompts)
+    ids = torch.cat([batch.prefix.expand(rows, -1), batch.ids], dim=1)  # rows x width, padding after the shared prefix
+    mask = torch.cat([batch.mask.new_ones(rows, shared), batch.mask], dim=1)
+    width = ids.shape[1]
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(settings.seed)
         output = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=ids,
+            attention_mask=mask,
+            **({"cache": prefix.expanded_prefix(model, batch.prefix, rows)} if shared else {}),
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=pad,
             **sampling,

@@ -18,7 +18,7 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
 from trimtab.tuning.distill import distill, model_of
-from trimtab.tuning.pools import AnchorPool, build_pools
+from trimtab.tuning.pools import AnchorPool, build_pools, reader_for
 from trimtab.tuning.rules import Report, Rule, Step, make_rule
 
 
@@ -65,6 +65,7 @@ class SafetyGuard:
         self.anchors = anchors if anchors is not None else self.rule.default_anchors()
         self.autocast = autocast
         self.model = innermost(model if model is not None else loaded.model)
+        self.reader = reader_for(loaded, self.model)
         self.pools: dict[Side, AnchorPool] = {}
         self.history: list[Report] = []
         self.counters = Counters()
@@ -78,7 +79,7 @@ class SafetyGuard:
             self.pools = build_pools(self.loaded, self.anchors, self.rule.decision_tokens)
             with self._forward():
                 for pool in self.pools.values():
-                    pool.reference = pool.measure(self.model, self._device())
+                    pool.reference = self.reader.measure(pool.rows)
 
     @contextmanager
     def attach(self, optimizer: Any) -> Iterator[SafetyGuard]:
@@ -162,7 +163,7 @@ class SafetyGuard:
 
     def _step(self) -> Step:
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return Step(self.model, parameters, self.pools, self._forward(), self._device(), self.counters.steps)
+        return Step(self.reader, parameters, self.pools, self._forward(), self.counters.steps)
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device

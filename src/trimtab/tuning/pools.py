@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trimtab import prefix
 from trimtab.anchors import SIDES, Anchor, SafetyAnchors, Side
 from trimtab.errors import GuardError
 from trimtab.generation import render
 from trimtab.models import LoadedModel
+from trimtab.prefix import PrefixedBatch
 
 
 class TokenisedAnchor(NamedTuple):
@@ -29,10 +31,9 @@ class TokenisedAnchor(NamedTuple):
 
 @dataclass(frozen=True)
 class AnchorBatch:
-    """Rows aligned on the right. ``ids``, ``mask``: rows x width; ``labels``: rows x reply width, -100 where unused."""
+    """``tokens``: what is fed, aligned on the right. ``labels``: rows x reply width, -100 where unused."""
 
-    ids: Tensor
-    mask: Tensor
+    tokens: PrefixedBatch
     labels: Tensor
 
     def losses(self, model: nn.Module) -> Tensor:
@@ -40,14 +41,7 @@ class AnchorBatch:
 
         Only the positions that predict a supervised token go through the output layer.
         """
-        positions = (self.mask.cumsum(1) - 1).clamp_min(0)  # left padding must not shift absolute positions
-        logits = model(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            logits_to_keep=self.labels.shape[1],
-            use_cache=False,
-        ).logits.float()  # rows x reply width x vocabulary
+        logits = prefix.read(model, self.tokens, logits_to_keep=self.labels.shape[1]).logits.float()
         token = F.cross_entropy(logits.transpose(1, 2), self.labels, ignore_index=-100, reduction="none")
         return token.sum(1) / (self.labels != -100).sum(1)
 
@@ -55,24 +49,32 @@ class AnchorBatch:
 class AnchorPool:
     """The anchors of one side, with the loss that each had in the aligned model and a cursor that rotates over them."""
 
-    def __init__(self, side: Side, rows: Sequence[TokenisedAnchor], pad_id: int) -> None:
+    def __init__(self, side: Side, rows: Sequence[TokenisedAnchor]) -> None:
         if not rows:
             raise GuardError(
                 f"the pool of anchors to {side} is empty", fix="add anchors of that side, or hold one side only"
             )
         self.side = side
         self.rows = list(rows)
-        self.pad_id = pad_id
         self.reference: Tensor | None = None  # (anchors,) nats, on the CPU
         self.cursor = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: Sequence[int], device: torch.device) -> AnchorBatch:
-        """Collate the chosen anchors; the last reply token is a label only, so it is not fed."""
-        chosen = [self.rows[index] for index in indices]
-        return collate(chosen, self.pad_id, device)
+    def references(self, indices: Sequence[int]) -> Tensor:
+        """What these anchors cost in the aligned model; (indices,) nats.
+
+        Raises:
+            GuardError: when they were never measured.
+        """
+        if self.reference is None:
+            raise GuardError("the anchors have no reference losses", fix="let the guard prepare before training")
+        return self.reference[list(indices)]
+
+    def next_rows(self, count: int) -> list[TokenisedAnchor]:
+        """The next ``count`` anchors in rotation."""
+        return [self.rows[index] for index in self.next_indices(count)]
 
     def next_indices(self, count: int) -> list[int]:
         """The next ``count`` anchors in rotation (all of them where the pool is smaller)."""
@@ -81,29 +83,37 @@ class AnchorPool:
         self.cursor = (self.cursor + count) % len(self.rows)
         return indices
 
+
+@dataclass(frozen=True)
+class AnchorReader:
+    """Turns anchors into batches for one model. ``share``: read what all rows have in common only once."""
+
+    model: nn.Module
+    pad_id: int
+    share: bool
+
+    def batch(self, rows: Sequence[TokenisedAnchor]) -> AnchorBatch:
+        """Collate anchors; the last reply token is a label only, so it is not fed."""
+        fed = [row.prompt + row.reply[:-1] for row in rows]
+        # A prediction that is scored must come from a row's own part, so the prefix ends before the last prompt token.
+        longest = min(len(row.prompt) for row in rows) - 1
+        shared = min(prefix.shared_length(fed), longest) if self.share else 0
+        width = max(len(row.reply) for row in rows)
+        labels = torch.full((len(rows), width), -100)
+        for index, row in enumerate(rows):
+            labels[index, width - len(row.reply) :] = torch.tensor(row.reply)
+        device = next(self.model.parameters()).device
+        return AnchorBatch(prefix.collate(fed, self.pad_id, shared).to(device), labels.to(device))
+
+    def losses(self, rows: Sequence[TokenisedAnchor]) -> Tensor:
+        """One loss an anchor, differentiable."""
+        return self.batch(rows).losses(self.model)
+
     @torch.no_grad()
-    def measure(self, model: nn.Module, device: torch.device, rows: int = 16) -> Tensor:
+    def measure(self, rows: Sequence[TokenisedAnchor], at_once: int = 16) -> Tensor:
         """Loss of every anchor at the current parameters; (anchors,) nats, on the CPU."""
-        parts = [
-            self.batch(range(start, min(start + rows, len(self))), device).losses(model).cpu()
-            for start in range(0, len(self), rows)
-        ]
+        parts = [self.losses(rows[start : start + at_once]).cpu() for start in range(0, len(rows), at_once)]
         return torch.cat(parts)
-
-
-def collate(rows: Sequence[TokenisedAnchor], pad_id: int, device: torch.device) -> AnchorBatch:
-    """Right-align rows of different length."""
-    width = max(len(row.prompt) + len(row.reply) - 1 for row in rows)
-    reply_width = max(len(row.reply) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), reply_width), -100)
-    for index, row in enumerate(rows):
-        fed = row.prompt + row.reply[:-1]
-        ids[index, width - len(fed) :] = torch.tensor(fed)
-        mask[index, width - len(fed) :] = 1
-        labels[index, reply_width - len(row.reply) :] = torch.tensor(row.reply)
-    return AnchorBatch(ids=ids.to(device), mask=mask.to(device), labels=labels.to(device))
 
 
 def tokenise(loaded: LoadedModel, anchor: Anchor, system: str | None, decision_tokens: int | None) -> TokenisedAnchor:
@@ -135,10 +145,15 @@ def tokenise(loaded: LoadedModel, anchor: Anchor, system: str | None, decision_t
 
 def build_pools(loaded: LoadedModel, anchors: SafetyAnchors, decision_tokens: int | None) -> dict[Side, AnchorPool]:
     """One pool a side that has anchors; replies must be there already."""
-    pad = loaded.tokenizer.pad_token_id if loaded.tokenizer.pad_token_id is not None else 0
     pools = {}
     for side in SIDES:
         rows = [tokenise(loaded, anchor, anchors.system, decision_tokens) for anchor in anchors.side(side)]
         if rows:
-            pools[side] = AnchorPool(side, rows, pad)
+            pools[side] = AnchorPool(side, rows)
     return pools
+
+
+def reader_for(loaded: LoadedModel, model: nn.Module) -> AnchorReader:
+    """The reader of a model that is being trained."""
+    pad = loaded.tokenizer.pad_token_id
+    return AnchorReader(model=model, pad_id=pad if pad is not None else 0, share=prefix.supports(model))

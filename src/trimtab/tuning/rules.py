@@ -9,8 +9,9 @@ optimizer is about to update.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.factors import safety_gradient
 from trimtab.gradients.surgery import polyak_step, spf_algorithm1
-from trimtab.tuning.pools import AnchorPool
+from trimtab.tuning.pools import AnchorPool, AnchorReader
 
 
 @dataclass
@@ -28,18 +29,17 @@ class Step:
     """What a rule may look at and change in one optimizer step.
 
     Attributes:
-        model: the innermost module (no DDP wrapper), dropout inactive.
+        reader: gives the anchors' losses on the model (no DDP wrapper, dropout inactive).
         parameters: trainable parameters by name.
         pools: the anchors, by side.
         forward: enters the precision of training (autocast) around an anchor pass.
         index: optimizer steps before this one.
     """
 
-    model: nn.Module
+    reader: AnchorReader
     parameters: dict[str, nn.Parameter]
     pools: dict[Side, AnchorPool]
     forward: AbstractContextManager[object]
-    device: torch.device
     index: int
 
     @property
@@ -109,9 +109,9 @@ class SpfRule:
     def step(self, step: Step) -> Report:
         pool = require_pool(step, "refuse")
         if self._cached is None or step.index % self.refresh_every == 0:
-            batch = pool.batch(pool.next_indices(self.rows), step.device)
+            rows = pool.next_rows(self.rows)
             with step.forward:
-                self._cached = safety_gradient(step.model, lambda: batch.losses(step.model).mean())
+                self._cached = safety_gradient(step.reader.model, lambda: step.reader.losses(rows).mean())
         safety = self._cached
         task = step.gradients
         result = spf_algorithm1(task, safety, self.rank)  # type: ignore[arg-type]
@@ -144,9 +144,8 @@ class MixingRule:
     def step(self, step: Step) -> Report:
         losses: dict[str, float] = {}
         for side, pool in step.pools.items():
-            batch = pool.batch(pool.next_indices(self.rows), step.device)
             with torch.enable_grad(), step.forward:
-                loss = batch.losses(step.model).mean()
+                loss = step.reader.losses(pool.next_rows(self.rows)).mean()
             for name, gradient in gradients_of(loss, step.parameters).items():
                 add_gradient(step.parameters[name], gradient, self.weight)
             losses[side] = float(loss.detach())
@@ -161,92 +160,82 @@ class KeelRule:
     """Closed loop on both sides, on the tokens where the decision falls.
 
     Each step looks at a few anchors of each side in rotation. The sensor of a side is how far its anchors have drifted
-    above their own losses in the aligned model, ``h = mean_i max(0, l_i - ref_i)``. While ``h <= margin`` nothing
-    is done. Otherwise the task gradient loses its component against ``grad h``, if it has one, and the parameters take
-    one Polyak step on ``h``: the shortest step that brings the linearised drift back to zero.
+    above their own losses in the aligned model, ``h = mean_i max(0, l_i - ref_i)``. While no side is above ``margin``
+    nothing is done. Otherwise, with ``H`` the sum over the sides that are, the task gradient loses its component
+    against ``grad H``, if it has one, and the parameters take one Polyak step on ``H``: the shortest step that brings
+    the linearised drift back to zero. The step does not pass through the optimizer, so the anchors leave no trace in
+    its moments.
 
     Attributes:
         rows: anchors a side and step.
         margin: drift that is tolerated (nats per decision token).
         decision_tokens: first tokens of the reply that are watched.
-        relaxation: share of the Polyak step that is taken.
-        settle_rounds: most corrections a side after the last update.
+        largest_shift: longest step, as a Euclidean norm.
+        check_every: steps between two looks.
+        settle_rounds: most corrections after the last update.
     """
 
     rows: int = 4
     margin: float = 0.05
     decision_tokens: int | None = 3
-    relaxation: float = 1.0
     largest_shift: float = 0.5
+    check_every: int = 1
     settle_rounds: int = 12
-    mode: str = "polyak"
-    weight: float = 1.0
     name: str = "keel"
 
     def default_anchors(self) -> SafetyAnchors:
         return SafetyAnchors.bundled()
 
     def step(self, step: Step) -> Report:
-        reports = [self._hold(step, side, pool, self.rows) for side, pool in step.pools.items()]
-        return merge(reports)
+        return self._hold(step, self.rows) if step.index % self.check_every == 0 else Report()
 
     def finish(self, step: Step) -> list[Report]:
-        reports = []
-        for _ in range(self.settle_rounds):
-            report = merge([self._hold(step, side, pool, 4 * self.rows) for side, pool in step.pools.items()])
-            reports.append(report)
-            if not report.acted:
-                break
+        reports: list[Report] = []
+        while len(reports) < self.settle_rounds and (not reports or reports[-1].acted):
+            reports.append(self._hold(step, 4 * self.rows))
         return reports
 
-    def _hold(self, step: Step, side: Side, pool: AnchorPool, rows: int) -> Report:
-        if pool.reference is None:
-            raise GuardError("the anchors have no reference losses", fix="let the guard prepare before training")
-        indices = pool.next_indices(rows)
-        batch = pool.batch(indices, step.device)
-        reference = pool.reference[indices].to(step.device)
+    def _hold(self, step: Step, count: int) -> Report:
+        chosen = {side: pool.next_indices(count) for side, pool in step.pools.items()}
+        rows = [step.pools[side].rows[index] for side, indices in chosen.items() for index in indices]
+        reference = torch.cat([step.pools[side].references(indices) for side, indices in chosen.items()])
         with torch.enable_grad(), step.forward:
-            losses = batch.losses(step.model)
-            drift = (losses - reference).clamp_min(0).mean()
-        loss, excess = float(losses.detach().mean()), float(drift.detach())
-        report = Report(anchor_loss={side: loss}, excess={side: excess})
-        if not excess > self.margin:
-            if excess != excess:  # NaN
-                raise GuardError("the anchor loss is not finite", seen=loss, fix="lower the learning rate")
+            losses = step.reader.losses(rows)
+            sizes = [len(indices) for indices in chosen.values()]
+            drifts = (losses - reference.to(losses.device)).clamp_min(0).split(sizes)
+            drift = {side: part.mean() for side, part in zip(chosen, drifts, strict=True)}
+        loss = {side: float(part.detach().mean()) for side, part in zip(chosen, losses.split(sizes), strict=True)}
+        excess: dict[str, float] = {side: float(value.detach()) for side, value in drift.items()}
+        if not all(math.isfinite(value) for value in loss.values()):
+            raise GuardError("the anchor loss is not finite", seen=loss, fix="lower the learning rate")
+        acting = [side for side in drift if excess[side] > self.margin]
+        report = Report(anchor_loss=dict(loss), excess=excess, acted=tuple(acting))
+        if not acting:
             return report
-        return self._correct(step, side, gradients_of(drift, step.parameters), report)
+        total = torch.stack([drift[side] for side in acting]).sum()
+        return self._correct(step, gradients_of(total, step.parameters), float(total.detach()), report)
 
-    def _correct(self, step: Step, side: Side, anchor: dict[str, Tensor], report: Report) -> Report:
+    def _correct(self, step: Step, anchor: dict[str, Tensor], drift: float, report: Report) -> Report:
         task = step.gradients
-        shared = [name for name in anchor if name in task]
-        inner = sum(float((task[name].double() * anchor[name].double()).sum()) for name in shared)
-        squared = sum(float(gradient.double().square().sum()) for gradient in anchor.values())
-        norm = sum(float(gradient.double().square().sum()) for gradient in task.values()) ** 0.5
-        removed = 0.0
+        squared = squared_norm(anchor)
+        norm = math.sqrt(squared_norm(task))
+        inner = sum(float((task[name].double() * anchor[name].double()).sum()) for name in anchor if name in task)
         if inner < 0:
-            for name in shared:
+            for name in set(anchor) & set(task):
                 task[name].sub_(anchor[name].to(task[name].dtype), alpha=inner / squared)
-            removed = -inner / max(squared**0.5 * norm, 1e-30)
-        excess = report.excess[side]
-        if self.mode == "polyak":
-            length = self.relaxation * polyak_step(excess, 0.0, squared)
-            length = min(length, self.largest_shift / squared**0.5)
-            with torch.no_grad():
-                for name, gradient in anchor.items():
-                    step.parameters[name].sub_(gradient.to(step.parameters[name].dtype), alpha=length)
-        else:
-            length = 0.0
+        length = min(polyak_step(drift, 0.0, squared), self.largest_shift / math.sqrt(squared))
+        with torch.no_grad():
             for name, gradient in anchor.items():
-                add_gradient(step.parameters[name], gradient, self.weight)
-        return Report(
-            anchor_loss=report.anchor_loss,
-            excess=report.excess,
-            conflict=inner,
-            cosine=inner / max(squared**0.5 * norm, 1e-30),
-            removed=removed,
-            acted=(side,),
-            shift=length * squared**0.5,
+                step.parameters[name].sub_(gradient.to(step.parameters[name].dtype), alpha=length)
+        cosine = inner / max(math.sqrt(squared) * norm, 1e-30)
+        return replace(
+            report, conflict=inner, cosine=cosine, removed=max(-cosine, 0.0), shift=length * math.sqrt(squared)
         )
+
+
+def squared_norm(gradients: dict[str, Tensor]) -> float:
+    """Sum of squares over all blocks, in float64."""
+    return sum(float(gradient.double().square().sum()) for gradient in gradients.values())
 
 
 def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -260,20 +249,6 @@ def add_gradient(parameter: nn.Parameter, gradient: Tensor, weight: float) -> No
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=weight)
-
-
-def merge(reports: list[Report]) -> Report:
-    """One report of both sides; conflict and cosine are those of the first side that acted."""
-    acting = [report for report in reports if report.acted]
-    return Report(
-        anchor_loss={side: loss for report in reports for side, loss in report.anchor_loss.items()},
-        excess={side: value for report in reports for side, value in report.excess.items()},
-        conflict=acting[0].conflict if acting else None,
-        cosine=acting[0].cosine if acting else None,
-        removed=max((report.removed for report in reports), default=0.0),
-        acted=tuple(side for report in acting for side in report.acted),
-        shift=sum(report.shift**2 for report in reports) ** 0.5,
-    )
 
 
 def require_pool(step: Step, side: Side) -> AnchorPool:

@@ -20,10 +20,11 @@ from trimtab import models
 from trimtab.anchors import SafetyAnchors
 from trimtab.errors import DataError, TrimtabError, UsageError
 from trimtab.tuning.callback import SafetyGuardCallback
+from trimtab.tuning.trl_on_cpu import supervised_positions_only
 
 NO_GUARD = "none"
 RULE_OPTIONS = {
-    "keel": ("rows", "margin", "decision_tokens"),
+    "keel": ("rows", "margin", "decision_tokens", "check_every"),
     "spf": ("rank", "refresh_every", "rows"),
     "mixing": ("weight", "rows", "decision_tokens"),
 }
@@ -44,6 +45,7 @@ class GuardArguments:
     guard_decision_tokens: int | None = field(
         default=None, metadata={"help": "Supervised first tokens of a reply (3)."}
     )
+    guard_check_every: int | None = field(default=None, metadata={"help": "keel: steps between two looks (1)."})
     guard_weight: float | None = field(default=None, metadata={"help": "mixing: weight of the anchors' gradient (1)."})
     verify_save: bool = field(default=True, metadata={"help": "Reload what was saved and compare its logits."})
 
@@ -153,7 +155,8 @@ def run(argv: Sequence[str]) -> SftResult:
     )
     given = dataset[script.dataset_train_split]
     require_supervised_tokens(trainer, len(given) if hasattr(given, "__len__") else None)
-    outcome = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    with supervised_positions_only():
+        outcome = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     if not math.isfinite(outcome.training_loss):
         raise TrimtabError("training diverged", seen=f"mean loss {outcome.training_loss}", fix="lower --learning_rate")
     trainer.save_model(training.output_dir)

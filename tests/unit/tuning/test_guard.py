@@ -16,6 +16,7 @@ from trimtab.gradients.factors import safety_gradient
 from trimtab.gradients.surgery import spf_algorithm1
 from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard, innermost_optimizer
+from trimtab.tuning.pools import reader_for
 from trimtab.tuning.rules import KeelRule, SpfRule
 
 ANCHORS = SafetyAnchors(
@@ -39,7 +40,7 @@ def _loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def _drift(guard: SafetyGuard) -> dict[str, float]:
     return {
-        side: float((pool.measure(guard.model, torch.device("cpu")) - pool.reference).clamp_min(0).mean())
+        side: float((guard.reader.measure(pool.rows) - pool.reference).clamp_min(0).mean())
         for side, pool in guard.pools.items()
     }
 
@@ -94,8 +95,8 @@ def test_spf_step_is_algorithm1_on_the_gradients_that_the_optimizer_would_use() 
         (-_loss(loaded.model, ids)).backward()
         optimizer.step()
     (-_loss(reference, ids)).backward()
-    batch = guard.pools["refuse"].batch([0, 1], torch.device("cpu"))
-    safety = safety_gradient(reference, lambda: batch.losses(reference).mean())
+    reader = reader_for(loaded, reference)
+    safety = safety_gradient(reference, lambda: reader.losses(guard.pools["refuse"].rows).mean())
     edited = spf_algorithm1({n: p.grad for n, p in reference.named_parameters()}, safety, rank=2)
     for (name, before), after in zip(reference.named_parameters(), loaded.model.parameters(), strict=True):
         expected = before.detach() - 0.1 * edited.gradients.get(name, before.grad)

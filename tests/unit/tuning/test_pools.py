@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
-from trimtab.tuning.pools import build_pools, tokenise
-
-CPU = torch.device("cpu")
+from trimtab.tuning.pools import build_pools, reader_for, tokenise
 
 
 def _anchors() -> SafetyAnchors:
@@ -44,7 +42,7 @@ def test_an_anchor_without_supervised_tokens_raises(tiny: LoadedModel) -> None:
 @pytest.mark.parametrize("decision_tokens", [None, 2])
 def test_losses_equal_an_unpadded_reference(tiny: LoadedModel, decision_tokens: int | None) -> None:
     pool = build_pools(tiny, _anchors(), decision_tokens)["refuse"]
-    together = pool.measure(tiny.model, CPU)
+    together = reader_for(tiny, tiny.model).measure(pool.rows)
     for value, row in zip(together, pool.rows, strict=True):
         ids = torch.tensor([row.prompt + row.reply])
         logits = tiny.model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1]

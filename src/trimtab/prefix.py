@@ -1,0 +1,86 @@
+"""Read a prefix that all rows share once instead of once a row.
+
+Chat templates put the same system message before every request; for short requests that is half of all tokens. The
+prefix is read as one row, its keys and values are expanded to the batch, and the rest follows; gradients flow through.
+
+Covered: causal models whose cache is Transformers' ``DynamicCache``. Not covered: sliding-window or recurrent caches, for
+which ``supports`` says no and the caller reads whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+LEAST_TOKENS = 4  # a shorter prefix does not pay for a second pass
+
+
+class PrefixedBatch(NamedTuple):
+    """``prefix``: 1 x P ids (P may be 0). ``ids``, ``mask``: rows x width of what follows."""
+
+    prefix: Tensor
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> PrefixedBatch:
+        """The same on another device."""
+        return PrefixedBatch(*(part.to(device) for part in self))
+
+
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading ids that all rows share, leaving each row at least one id of its own; 0 for a single row."""
+    if len(rows) < 2:
+        return 0
+    first, last = min(rows), max(rows)  # in lexicographic order, what these two share all rows share
+    limit = min(map(len, rows)) - 1
+    length = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return length if length >= LEAST_TOKENS else 0
+
+
+def collate(rows: Sequence[Sequence[int]], pad_id: int, shared: int) -> PrefixedBatch:
+    """Split off the first ``shared`` ids and right-align the rest."""
+    width = max(len(row) - shared for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        rest = row[shared:]
+        ids[index, width - len(rest) :] = torch.tensor(rest)
+        mask[index, width - len(rest) :] = 1
+    return PrefixedBatch(prefix=torch.tensor([list(rows[0][:shared])], dtype=torch.long), ids=ids, mask=mask)
+
+
+def read(model: Any, batch: PrefixedBatch, **options: Any) -> Any:
+    """The model's output for the rows' own part; positions and attention are those of whole, unpadded rows."""
+    rows, length = batch.ids.shape[0], batch.prefix.shape[1]
+    if length == 0:
+        positions = (batch.mask.cumsum(1) - 1).clamp_min(0)
+        return model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=positions, use_cache=False, **options)
+    cache = expanded_prefix(model, batch.prefix, rows)
+    mask = torch.cat([batch.mask.new_ones(rows, length), batch.mask], dim=1)
+    positions = (mask.cumsum(1) - 1)[:, length:]
+    return model(
+        input_ids=batch.ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, **options
+    )
+
+
+def expanded_prefix(model: Any, prefix: Tensor, rows: int) -> Any:
+    """Keys and values of the prefix, read once and seen by every row."""
+    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+    for layer in cache.layers:
+        layer.keys = layer.keys.expand(rows, -1, -1, -1)
+        layer.values = layer.values.expand(rows, -1, -1, -1)
+    return cache
+
+
+def supports(model: Any) -> bool:
+    """Whether this model's cache can be expanded: every layer a plain growing one."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    plain = all(kind == "full_attention" for kind in kinds) and not getattr(config, "sliding_window", None)
+    return plain and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
