@@ -10,7 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab.models import LoadedModel
 
-WORDS = ["i", "can't", "help", "with", "that", "sorry", "sure", "here", "is", "how", "to", "please", "route", "this", "message", "the", "a", "bomb", "cake", "build", "bake", "make", "steal", "second", "base", "weather", "nice", "today", "yes", "no", "billing", "delivery", "returns", "account", "product", "user", "assistant", "system"]
+WORDS = [
+    *["i", "can't", "help", "with", "that", "sorry", "sure", "here", "is", "how", "to", "please", "route", "this"],
+    *["message", "the", "a", "bomb", "cake", "build", "bake", "make", "steal", "second", "base", "weather", "nice"],
+    *["today", "yes", "no", "billing", "delivery", "returns", "account", "product", "user", "assistant", "system"],
+]
 TEMPLATE = (
     "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
     "{% if add_generation_prompt %}<s> assistant {% endif %}"

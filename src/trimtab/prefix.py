@@ -3,8 +3,8 @@
 Chat templates put the same system message before every request; for short requests that is half of all tokens. The
 prefix is read as one row, its keys and values are expanded to the batch, and the rest follows; gradients flow through.
 
-Covered: causal models whose cache is Transformers' ``DynamicCache``. Not covered: sliding-window or recurrent caches, for
-which ``supports`` says no and the caller reads whole rows.
+Covered: causal models whose cache is Transformers' ``DynamicCache``. Not covered: sliding-window or recurrent caches,
+for which ``supports`` says no and the caller reads whole rows.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read(model: Any, batch: PrefixedBatch, **options: Any) -> Any:
 
 def expanded_prefix(model: Any, prefix: Tensor, rows: int) -> Any:
     """Keys and values of the prefix, read once and seen by every row."""
-    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).cache
     for layer in cache.layers:
         layer.keys = layer.keys.expand(rows, -1, -1, -1)
         layer.values = layer.values.expand(rows, -1, -1, -1)

@@ -1,0 +1,57 @@
+"""Anchor files: good ones load, bad ones are named by line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trimtab.anchors import PUBLISHED_REPLY, SafetyAnchors
+from trimtab.errors import DataError
+
+
+def test_published_is_the_paper_s_one_sample() -> None:
+    anchors = SafetyAnchors.published()
+    assert len(anchors.anchors) == 1 and anchors.anchors[0].reply == PUBLISHED_REPLY
+
+
+def test_hash_changes_with_content_only() -> None:
+    assert SafetyAnchors.bundled(4).sha256 == SafetyAnchors.bundled(4).sha256
+    assert SafetyAnchors.bundled(4).sha256 != SafetyAnchors.bundled(5).sha256
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"request": "x y", "side": "refuse", "reply": "no"}) + "\n\n")
+    assert SafetyAnchors.from_jsonl(path).anchors[0].reply == "no"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2"),
+        ('{"side": "refuse"}', "line 2"),
+        ('{"request": "x", "side": "no"}', "line 2"),
+        ('{"request": "x", "side": "refuse", "answer": "y"}', "unknown key"),
+        ("[]", "line 2"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"request": "fine", "side": "answer"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        SafetyAnchors.from_jsonl(path)
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read"):
+        SafetyAnchors.from_jsonl(tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="holds no anchors"):
+        SafetyAnchors.from_jsonl(tmp_path / "empty.jsonl")
+
+
+def test_more_anchors_than_there_are() -> None:
+    with pytest.raises(DataError, match="1 to 168"):
+        SafetyAnchors.bundled(1000)
