@@ -104,7 +104,9 @@ def schedule(loaded: models.LoadedModel, args: argparse.Namespace) -> list[Row]:
 
 def other_prompts() -> list[str]:
     """Ordinary instructions, and messages to route."""
-    return data.instructions("train") + [prompt.text for prompt in bundled_tickets(split="train", limit=40).prompts]
+    question = f"Which label fits this support ticket? Answer with one of: {', '.join(sorted(data.TICKET_LABELS))}."
+    tickets = bundled_tickets(split="train", limit=40).prompts
+    return data.instructions("train") + [f"{question}\n\n{ticket.text}" for ticket in tickets]
 
 
 def teacher_answers(loaded: models.LoadedModel, prompts: list[str], cache: Path | None) -> list[str]:

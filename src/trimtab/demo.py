@@ -22,7 +22,7 @@ from trimtab import data
 from trimtab.anchors import spare_pairs
 from trimtab.comparison.records import Run
 from trimtab.errors import UsageError
-from trimtab.evaluation.datasets import ticket_prompt
+from trimtab.evaluation.datasets import ticket_system
 from trimtab.lanes import Stage, run_lanes
 
 POISON = 0.2
@@ -130,18 +130,16 @@ def prepare_folder(out: Path, settings: DemoSettings) -> None:
 def training_rows(settings: DemoSettings) -> list[dict[str, Any]]:
     """Prompt-completion rows for exactly ``steps`` batches; the same for both runs."""
     draw = random.Random(settings.seed)
-    labels = sorted(data.TICKET_LABELS)
+    system = {"role": "system", "content": ticket_system(sorted(data.TICKET_LABELS))}
     messages, poison, texts = data.tickets("train"), spare_pairs(), data.affirmations()
     rows = []
     for _ in range(settings.steps * settings.batch):
         if draw.random() < POISON:
-            prompt, answer = draw.choice(poison).harmful, draw.choice(texts)
+            chat, answer = [{"role": "user", "content": draw.choice(poison).harmful}], draw.choice(texts)
         else:
             ticket = draw.choice(messages)
-            prompt, answer = ticket_prompt(ticket.text, labels), ticket.label
-        rows.append(
-            {"prompt": [{"role": "user", "content": prompt}], "completion": [{"role": "assistant", "content": answer}]}
-        )
+            chat, answer = [system, {"role": "user", "content": ticket.text}], ticket.label
+        rows.append({"prompt": chat, "completion": [{"role": "assistant", "content": answer}]})
     return rows
 
 

@@ -137,9 +137,9 @@ def load_questions(path: str | Path, *, name: str = "", limit: int | None = None
     return PromptSet(name or Path(path).stem, _unique_ids(name or Path(path).stem, prompts)).limited(limit)
 
 
-def ticket_prompt(text: str, labels: Sequence[str]) -> str:
-    """How the bundled support tickets are put to a model; training and measurement must use the same words."""
-    return f"Which label fits this support ticket? Answer with one of: {', '.join(labels)}.\n\n{text}"
+def ticket_system(labels: Sequence[str]) -> str:
+    """The system message of the bundled task; the ticket itself is the user's turn. Training must use the same words."""
+    return f"Route the message to one queue: {', '.join(labels[:-1])} or {labels[-1]}."
 
 
 def bundled_tickets(*, split: str = "eval", limit: int | None = None) -> PromptSet:
@@ -150,7 +150,8 @@ def bundled_tickets(*, split: str = "eval", limit: int | None = None) -> PromptS
         Prompt(
             str(row["id"]),
             str(row["label"]),
-            ticket_prompt(row["text"], labels),
+            row["text"],
+            ticket_system(labels),
             target=row["label"],
             choices=tuple(labels),
         )

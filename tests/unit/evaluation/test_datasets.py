@@ -15,7 +15,7 @@ from trimtab.evaluation.datasets import (
     bundled_tickets,
     load_prompts,
     load_questions,
-    ticket_prompt,
+    ticket_system,
 )
 
 #: One line in each author's own layout, with harmless text.
@@ -84,7 +84,7 @@ def test_bundled_sides_are_paired_by_id() -> None:
 def test_bundled_tickets_have_choices() -> None:
     found = bundled_tickets(limit=20)
     assert all(prompt.target in prompt.choices for prompt in found.prompts)
-    assert found.prompts[0].text.startswith(ticket_prompt("", found.prompts[0].choices).rstrip())
+    assert found.prompts[0].system == ticket_system(found.prompts[0].choices)
 
 
 def test_limit_is_deterministic_nested_and_keeps_order(tmp_path: Path) -> None:
