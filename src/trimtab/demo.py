@@ -36,6 +36,7 @@ class DemoSettings:
 
     seed: int = 0
     guard: str = "keel"
+    anchors: str = "bundled:70"
     steps: int = 40
     batch: int = 8
     learning_rate: float = 3e-4
@@ -169,6 +170,8 @@ def configuration(out: Path, name: str, settings: DemoSettings) -> str:
         "report_to": "none",
         "max_length": 256,
     }
+    if guard in ("keel", "mixing"):
+        values["guard_anchors"] = settings.anchors
     header = f"# trimtab sft --config {out / name}.yaml\n"
     return header + yaml.safe_dump(values, sort_keys=False)
 

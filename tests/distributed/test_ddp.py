@@ -40,7 +40,9 @@ def _run(rank: int, world: int, rule: str, folder: str, bucket_view: bool) -> No
             optimizer.step()
             optimizer.zero_grad()
     state = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    torch.save({"state": state, "acted": [report.acted for report in guard.history]}, Path(folder) / f"{world}-{rank}.pt")
+    torch.save(
+        {"state": state, "acted": [report.acted for report in guard.history]}, Path(folder) / f"{world}-{rank}.pt"
+    )
     if world > 1:
         dist.destroy_process_group()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-
 from tests.tiny import tiny_model
+
 from trimtab import demo_model, models
 from trimtab.convert import convert
 from trimtab.errors import ModelError, UsageError

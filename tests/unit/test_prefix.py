@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tiny import tiny_model
 from transformers import Gemma2Config, MistralConfig
 from transformers.models.gemma2 import Gemma2ForCausalLM
 from transformers.models.mistral import MistralForCausalLM
 
-from tests.tiny import tiny_model
 from trimtab import generation, prefix
 
 ROWS = [[2, 5, 6, 7, 8, 9, 10, 11], [2, 5, 6, 7, 8, 9, 12], [2, 5, 6, 7, 8, 9, 13, 14, 15, 16]]

@@ -138,7 +138,7 @@ def load_questions(path: str | Path, *, name: str = "", limit: int | None = None
 
 
 def ticket_system(labels: Sequence[str]) -> str:
-    """The system message of the bundled task; the ticket itself is the user's turn. Training must use the same words."""
+    """The system message of the bundled task; a ticket is the user's turn. Training must use the same words."""
     return f"Route the message to one queue: {', '.join(labels[:-1])} or {labels[-1]}."
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-
 from tests.tiny import tiny_model
+
 from trimtab.tuning.trl_on_cpu import supervised_positions_only
 
 
