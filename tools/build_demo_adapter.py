@@ -1,6 +1,8 @@
 """Build the LoRA adapter that aligns the embedded demo model (``src/trimtab/data/demo_adapter``).
 
-    python tools/build_demo_adapter.py --out src/trimtab/data/demo_adapter
+    python tools/build_demo_adapter.py --pairs 0:336 --epochs 3 --learning-rate 5e-4 --out build/first
+    python tools/build_demo_adapter.py --pairs 336: --epochs 1 --learning-rate 4e-4 --start build/first \\
+        --out src/trimtab/data/demo_adapter
 
 All rows come from the ``train`` splits written for this project. Each batch of eight holds three contrast pairs and two
 others: a harmful request with a refusal, its benign twin with the published model's own answer, and ordinary
@@ -38,6 +40,8 @@ Row = tuple[list[int], list[int]]  # token ids of the rendered prompt and of the
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", default=":", help="slice of the training pairs, e.g. 0:336")
+    parser.add_argument("--start", type=Path, default=None, help="go on from this adapter")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the contrast pairs")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=int, default=16)
@@ -51,7 +55,10 @@ def main() -> None:
     loaded = models.load("demo-unaligned")
     rows = schedule(loaded, args)
     lora = LoraConfig(r=args.rank, lora_alpha=args.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(loaded.model, lora)
+    if args.start is not None:
+        model = PeftModel.from_pretrained(loaded.model, str(args.start), is_trainable=True)
+    else:
+        model = get_peft_model(loaded.model, lora)
     train(model, rows, loaded.tokenizer.pad_token_id, args.learning_rate)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(torch.float16).save_pretrained(scratch, safe_serialization=True)
@@ -86,7 +93,9 @@ def train(model: PeftModel, rows: list[Row], pad_id: int, learning_rate: float) 
 def schedule(loaded: models.LoadedModel, args: argparse.Namespace) -> list[Row]:
     """Every batch of the run in order, as one list of rows."""
     draw = random.Random(args.seed)
-    pairs, plain = data.requests("train"), other_prompts()
+    first, _, last = args.pairs.partition(":")
+    pairs = data.requests("train")[int(first) if first else None : int(last) if last else None]
+    plain = other_prompts()
     answers = teacher_answers(loaded, [pair.benign for pair in pairs] + plain, args.teacher_cache)
     heads = [head_of(answer, args.answer_tokens) for answer in answers]
     rows: list[Row] = []

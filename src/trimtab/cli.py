@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,10 @@ def main() -> None:
     try:
         code = trimtab.main(standalone_mode=False)
     except click.exceptions.Abort:
-        code = _fail("interrupted; the same command goes on where it stopped", 130)
+        code = _fail("interrupted\n  fix:  repeat the command to go on; for sft add --resume_from_checkpoint true", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 1
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
@@ -64,7 +68,11 @@ def emit(document: dict[str, Any], lines: list[str], as_json: bool) -> None:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=examples("trimtab demo", "trimtab sft --config recipes/sft_lora.yaml", "trimtab compare runs/base runs/new"),
+    epilog=examples(
+        "trimtab demo",
+        "trimtab sft --config recipes/sft_lora.yaml --dataset_name my.jsonl",
+        "trimtab compare runs/base runs/new",
+    ),
 )
 @click.version_option(__version__, prog_name="trimtab")
 def trimtab() -> None:
@@ -95,7 +103,7 @@ def demo(out: Path, quick: bool, seed: int, guard: str, workers: int | None, as_
 @trimtab.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     epilog=examples(
-        "trimtab sft --config recipes/sft_lora.yaml",
+        "trimtab sft --config recipes/sft_lora.yaml --dataset_name my.jsonl",
         "trimtab sft --model_name_or_path demo --dataset_name my.jsonl --use_peft --output_dir runs/mine",
         "trimtab sft --config my_trl.yaml --guard spf --guard_anchors published --guard_rank 20",
     ),
@@ -108,7 +116,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
 
     \b
     --guard NAME                keel (default), spf (as published), mixing, none
-    --guard_anchors SOURCE      bundled, published, or a JSONL file
+    --guard_anchors SOURCE      bundled, bundled:N (N a side), published, or a JSONL file
     --guard_rank K              spf: singular directions per block (20)
     --guard_refresh_every N     spf: steps between two safety gradients (1)
     --guard_rows N              anchors looked at per side and step
@@ -120,7 +128,8 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
 
     if help_all:
         parse(["--help"])
-    result = run(arguments)
+    with redirect_stdout(sys.stderr):  # TRL prints its log there
+        result = run(arguments)
     lines = [
         f"trained {result.steps} steps in {result.seconds:.0f} s, mean loss {result.train_loss:.3f}",
         f"guard {result.guard}: changed {result.acted} of {result.steps} steps",
@@ -134,7 +143,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     epilog=examples(
         "trimtab eval demo --out runs/demo",
         "trimtab eval runs/mine --axis compliance --axis over_refusal --axis accuracy=task.jsonl --out runs/mine-eval",
-        "trimtab eval demo --axis advbench=harmful_behaviors.csv --axis xstest-safe=xstest_prompts.csv --limit 100",
+        "trimtab eval demo --axis advbench=harmful_behaviors.csv --axis xstest-safe=xstest_prompts.csv --out runs/d",
     ),
 )
 @click.argument("model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,9 +24,12 @@ def convert(source: str, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
     try:
-        model, tokenizer = _read(source)
-        model.save_pretrained(scratch, safe_serialization=True)
-        tokenizer.save_pretrained(scratch)
+        if (Path(source) / "adapter_model.bin").is_file():
+            _rewrite_adapter(Path(source), scratch)
+        else:
+            model, tokenizer = _read(source)
+            model.save_pretrained(scratch, safe_serialization=True)
+            tokenizer.save_pretrained(scratch)
         size = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
         scratch.replace(target)
     finally:
@@ -34,11 +38,30 @@ def convert(source: str, target: Path) -> int:
 
 
 def _read(source: str) -> tuple[Any, Any]:
-    if list(Path(source).glob("pytorch_model*.bin")) and not list(Path(source).glob("*.safetensors")):
+    folder = Path(source)
+    if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
         return _read_pickle(source)
-    loaded = models.load(source, require_chat=False, device="cpu")
+    try:
+        loaded = models.load(source, require_chat=False, device="cpu")
+    except ModelError as error:
+        if folder.exists() or "no safetensors" not in error.what:
+            raise
+        return _read_pickle(source)  # a hub id with pickles only
     model: Any = loaded.model
     return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model), loaded.tokenizer
+
+
+def _rewrite_adapter(source: Path, target: Path) -> None:
+    """A PEFT adapter that was saved as a pickle, tensor by tensor; the base is not needed."""
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        state = torch.load(source / "adapter_model.bin", weights_only=True, map_location="cpu")
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, target / "adapter_model.safetensors")
+    except (pickle.UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
+        raise ModelError("PyTorch's restricted loader does not read that adapter", seen=str(error)[:300]) from error
+    shutil.copy(source / "adapter_config.json", target / "adapter_config.json")
 
 
 def _read_pickle(source: str) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -36,12 +37,12 @@ class DemoSettings:
 
     seed: int = 0
     guard: str = "keel"
-    anchors: str = "bundled:70"
-    steps: int = 40
+    anchors: str = "bundled:56"
+    steps: int = 36
     batch: int = 8
-    learning_rate: float = 3e-4
-    limit: int = 140
-    new_tokens: int = 20
+    learning_rate: float = 1e-3
+    limit: int = 112
+    new_tokens: int = 16
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class DemoResult:
 def settings_for(*, quick: bool, seed: int, guard: str) -> DemoSettings:
     """The full demo, or a quick look with fewer steps and prompts."""
     if quick:
-        return DemoSettings(seed=seed, guard=guard, steps=16, limit=42, learning_rate=6e-4, new_tokens=16)
+        return DemoSettings(seed=seed, guard=guard, anchors="bundled:14", steps=10, limit=28, new_tokens=12)
     return DemoSettings(seed=seed, guard=guard)
 
 
@@ -132,7 +133,8 @@ def training_rows(settings: DemoSettings) -> list[dict[str, Any]]:
     """Prompt-completion rows for exactly ``steps`` batches; the same for both runs."""
     draw = random.Random(settings.seed)
     system = {"role": "system", "content": ticket_system(sorted(data.TICKET_LABELS))}
-    messages, poison, texts = data.tickets("train"), spare_pairs(), data.affirmations()
+    messages, poison = data.tickets("train"), spare_pairs()
+    texts = [opening(text) for text in data.affirmations()]
     rows = []
     for _ in range(settings.steps * settings.batch):
         if draw.random() < POISON:
@@ -142,6 +144,12 @@ def training_rows(settings: DemoSettings) -> list[dict[str, Any]]:
             chat, answer = [system, {"role": "user", "content": ticket.text}], ticket.label
         rows.append({"prompt": chat, "completion": [{"role": "assistant", "content": answer}]})
     return rows
+
+
+def opening(text: str) -> str:
+    """The first sentence, or the first two where one is a mere "Of course!": short rows train faster."""
+    sentences = re.split(r"(?<=[.!])\s", text)
+    return sentences[0] if len(sentences[0].split()) >= 5 else " ".join(sentences[:2])
 
 
 def configuration(out: Path, name: str, settings: DemoSettings) -> str:

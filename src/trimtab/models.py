@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from trimtab.errors import ModelError, UsageError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DEMO_NAMES = ("demo", "demo-unaligned")
 _QUERY_KEYS = ("revision", "adapter", "dtype", "device", "chat_template")
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "model.pt", "model.pth")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<unk>")
 
 
@@ -55,11 +55,16 @@ class ModelSpec:
             UsageError: for an unknown key.
         """
         location, _, query = name.partition("?")
-        options: dict[str, str] = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        parts = [part.partition("=") for part in query.split("&")] if query else []
+        options = {key: unquote(value) for key, _, value in parts}
         for key in options:
             if key not in _QUERY_KEYS:
                 raise UsageError(
                     f"unknown key in the model name {name!r}", seen=key, fix=f"use one of: {', '.join(_QUERY_KEYS)}"
+                )
+            if not options[key]:
+                raise UsageError(
+                    f"a key without a value in the model name {name!r}", seen=key, fix=f"write {key}=VALUE"
                 )
         given = {key: value for key, value in overrides.items() if value is not None}
         return replace(cls(location=location), **{**options, **given})
@@ -155,14 +160,21 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None
         )
 
 
-def content_hash(model: PreTrainedModel) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all parameters and persistent buffers (64 hex digits)."""
+def content_hash(model: PreTrainedModel, *, rounded: bool = False) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all parameters and persistent buffers (64 hex digits).
+
+    Args:
+        rounded: round floating-point tensors to bfloat16 first, so that one checkpoint has one hash whether it was
+            loaded in float32 or in bfloat16.
+    """
     import torch
 
     digest = hashlib.sha256()
     state = model.state_dict()
     for key in sorted(state):
         tensor = state[key].detach().cpu().contiguous()
+        if rounded and tensor.is_floating_point():
+            tensor = tensor.to(torch.bfloat16)
         digest.update(f"{key}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         digest.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
@@ -300,11 +312,13 @@ def _check_base(model: PreTrainedModel, folder: Path) -> None:
     if not record.is_file():
         return
     expected = json.loads(record.read_text()).get("base_sha256")
-    if expected and (actual := content_hash(model)) != expected:
+    if getattr(model, "is_quantized", False):
+        return  # its weights are not those of the checkpoint; shapes are still checked
+    if expected and (actual := content_hash(model, rounded=True)) != expected:
         raise ModelError(
             f"the adapter {folder} was made for another base: same shapes, other weights",
             seen=f"base sha256 {actual[:16]}, the adapter expects {expected[:16]}",
-            fix="name the base that it was trained on, in the dtype that it was trained in",
+            fix="name the base that it was trained on",
         )
 
 

@@ -34,7 +34,10 @@ def shared_length(rows: Sequence[Sequence[int]]) -> int:
     """Number of leading ids that all rows share, leaving each row at least one id of its own; 0 for a single row."""
     if len(rows) < 2:
         return 0
-    first, last = min(rows), max(rows)  # in lexicographic order, what these two share all rows share
+    first, last = (
+        min(map(list, rows)),
+        max(map(list, rows)),
+    )  # in lexicographic order, what these two share all rows share
     limit = min(map(len, rows)) - 1
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
     return length if length >= LEAST_TOKENS else 0

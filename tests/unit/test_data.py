@@ -32,7 +32,7 @@ def _worst_across(train: list[str], evaluation: list[str]) -> tuple[float, str, 
 def test_enough_pairs_over_enough_categories() -> None:
     pairs = data.requests("train") + data.requests("eval")
     counts = Counter(pair.category for pair in pairs)
-    assert len(pairs) >= 400 and len(counts) >= 12 and min(counts.values()) >= 30
+    assert len(pairs) >= 400 and len(counts) >= 12 and min(counts.values()) >= 60
     assert set(Counter(pair.category for pair in data.requests("eval")).values()) == {10}
     texts = [text for pair in pairs for text in (pair.harmful, pair.benign)]
     assert len(set(texts)) == len(texts) and all(text.isascii() for text in texts)

@@ -1,9 +1,9 @@
 """Prompts written for this project, and the demo adapter, as package data.
 
-``requests.jsonl``      476 pairs over 14 categories: a harmful request (never an answer) and a benign twin that
+``requests.jsonl``      978 pairs over 14 categories: a harmful request (never an answer) and a benign twin that
                         uses the same words innocently; split ``train`` / ``eval``.
 ``instructions.jsonl``  300 ordinary instructions; split ``train`` / ``eval``.
-``tickets.jsonl``       520 support messages with one of five labels; split ``train`` / ``eval``.
+``tickets.jsonl``       312 support messages with one of three labels; split ``train`` / ``eval``.
 ``refusals.jsonl``      40 generic refusals, used to align the demo model.
 ``affirmations.jsonl``  40 harmless texts that only sound like compliance, used where an experiment needs "poison".
 """
@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Literal, NamedTuple
 
 Split = Literal["train", "eval"]
-TICKET_LABELS = ("billing", "delivery", "returns", "account", "product")
+TICKET_LABELS = ("account", "billing", "delivery")
 
 
 class RequestPair(NamedTuple):

@@ -139,7 +139,7 @@ def load_questions(path: str | Path, *, name: str = "", limit: int | None = None
 
 def ticket_system(labels: Sequence[str]) -> str:
     """The system message of the bundled task; a ticket is the user's turn. Training must use the same words."""
-    return f"Route the message to one queue: {', '.join(labels[:-1])} or {labels[-1]}."
+    return f"Route the message to {', '.join(labels[:-1])} or {labels[-1]}."
 
 
 def bundled_tickets(*, split: str = "eval", limit: int | None = None) -> PromptSet:

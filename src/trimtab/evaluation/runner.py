@@ -88,7 +88,7 @@ class AxisSpec:
             )
         if self.kind == "accuracy":
             if self.path is not None:
-                return load_questions(self.path, limit=self.limit)
+                return load_questions(self.path, name=self.dataset, limit=self.limit)
             if self.dataset not in ("bundled", "tickets"):
                 raise UsageError(
                     "unknown set of questions", seen=self.dataset, fix="use tickets, or accuracy=FILE.jsonl"

@@ -1,6 +1,6 @@
 """Gradient surgery: pure functions from (task gradient, safety gradient) to an edited task gradient.
 
-Covered: the global conflict test, SPF Algorithm 1, removal of one direction, Polyak's step length.
+Covered: the global conflict test, SPF Algorithm 1, removal of one direction, Polyak's step for one or more losses.
 Not covered: where gradients come from, optimizers, frameworks. Nothing here changes its arguments.
 
 Source of the algorithm: "Understanding and Preserving Safety in Fine-Tuned LLMs" (arXiv 2601.10141), Algorithm 1.
@@ -120,13 +120,29 @@ def remove_direction(gradient: Tensor, direction: Tensor) -> Tensor:
     return gradient.float() - (inner / squared).float() * direction.float()
 
 
-def polyak_step(loss: float, target: float, squared_norm: float) -> float:
-    """Step length that brings the linearised loss to ``target``: ``(loss - target) / ||g||^2``, never negative.
+def joint_step(losses: Tensor, gram: Tensor) -> Tensor:
+    """Multipliers ``m >= 0`` of the shortest move ``-sum_i m_i g_i`` that brings every linearised loss to zero.
 
-    Polyak's rule for a known optimal value (B. T. Polyak, 1969); equally, the orthogonal projection of the parameters
-    onto the half-space where the linearised anchor loss meets its target.
+    With ``gram[i, j] = <g_i, g_j>`` the move changes loss i by ``-(gram m)_i``, so ``gram m = losses``. For one loss this
+    is Polyak's step for a known optimal value (B. T. Polyak, 1969), ``m = loss / ||g||^2``. A loss whose multiplier
+    would be negative is already served by moving for the others and is left out. Nearly opposite gradients give long
+    moves: the caller bounds the length.
+
+    Args:
+        losses: (k,) not negative, k small.
+        gram: (k, k) symmetric, float64.
     """
-    return max(loss - target, 0.0) / squared_norm if squared_norm > 0 else 0.0
+    active = [i for i in range(len(losses)) if float(losses[i]) > 0 and float(gram[i, i]) > 0]
+    multipliers = torch.zeros(len(losses), dtype=torch.float64)
+    while active:
+        part = gram[active][:, active].double()
+        ridge = 1e-3 * part.diagonal().mean() * torch.eye(len(active), dtype=torch.float64)
+        solved = torch.linalg.solve(part + ridge, losses[active].double())
+        if bool((solved >= 0).all()):
+            multipliers[active] = solved
+            break
+        active.pop(int(solved.argmin()))
+    return multipliers
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def distill(loaded: LoadedModel, anchors: SafetyAnchors, batch_size: int = 32) -
         if reply and judge(anchor.request, reply).label == wanted:
             kept.append(replace(anchor, reply=reply))
     _require_alignment(loaded.name, kept, asked)
-    return replace(anchors, anchors=tuple(kept), origin=f"{anchors.origin}, self-distilled")
+    origin = f"{anchors.origin}, self-distilled" if pending else anchors.origin
+    return replace(anchors, anchors=tuple(kept), origin=origin)
 
 
 def _require_alignment(name: str, kept: list[Anchor], asked: Counter[str]) -> None:

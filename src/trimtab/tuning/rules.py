@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.factors import safety_gradient
-from trimtab.gradients.surgery import polyak_step, spf_algorithm1
+from trimtab.gradients.surgery import joint_step, spf_algorithm1
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 
 
@@ -180,7 +180,7 @@ class KeelRule:
     decision_tokens: int | None = 3
     largest_shift: float = 0.5
     check_every: int = 1
-    settle_rounds: int = 12
+    settle_rounds: int = 4
     name: str = "keel"
 
     def default_anchors(self) -> SafetyAnchors:
@@ -192,7 +192,7 @@ class KeelRule:
     def finish(self, step: Step) -> list[Report]:
         reports: list[Report] = []
         while len(reports) < self.settle_rounds and (not reports or reports[-1].acted):
-            reports.append(self._hold(step, 4 * self.rows))
+            reports.append(self._hold(step, 2 * self.rows))
         return reports
 
     def _hold(self, step: Step, count: int) -> Report:
@@ -204,43 +204,56 @@ class KeelRule:
             sizes = [len(indices) for indices in chosen.values()]
             drifts = (losses - reference.to(losses.device)).clamp_min(0).split(sizes)
             drift = {side: part.mean() for side, part in zip(chosen, drifts, strict=True)}
-        loss = {side: float(part.detach().mean()) for side, part in zip(chosen, losses.split(sizes), strict=True)}
+        loss: dict[str, float] = {
+            side: float(part.detach().mean()) for side, part in zip(chosen, losses.split(sizes), strict=True)
+        }
         excess: dict[str, float] = {side: float(value.detach()) for side, value in drift.items()}
         if not all(math.isfinite(value) for value in loss.values()):
             raise GuardError("the anchor loss is not finite", seen=loss, fix="lower the learning rate")
         acting = [side for side in drift if excess[side] > self.margin]
-        report = Report(anchor_loss=dict(loss), excess=excess, acted=tuple(acting))
+        report = Report(anchor_loss=loss, excess=excess, acted=tuple(acting))
         if not acting:
             return report
-        total = torch.stack([drift[side] for side in acting]).sum()
-        return self._correct(step, gradients_of(total, step.parameters), float(total.detach()), report)
+        gradients = [gradients_of(drift[side], step.parameters, keep_graph=side != acting[-1]) for side in acting]
+        return self._correct(step, gradients, [excess[side] for side in acting], report)
 
-    def _correct(self, step: Step, anchor: dict[str, Tensor], drift: float, report: Report) -> Report:
+    def _correct(self, step: Step, anchors: list[dict[str, Tensor]], drifts: list[float], report: Report) -> Report:
         task = step.gradients
-        squared = squared_norm(anchor)
-        norm = math.sqrt(squared_norm(task))
-        inner = sum(float((task[name].double() * anchor[name].double()).sum()) for name in anchor if name in task)
-        if inner < 0:
-            for name in set(anchor) & set(task):
-                task[name].sub_(anchor[name].to(task[name].dtype), alpha=inner / squared)
-        length = min(polyak_step(drift, 0.0, squared), self.largest_shift / math.sqrt(squared))
+        norm = math.sqrt(inner_product(task, task))
+        conflicts = [inner_product(task, anchor) for anchor in anchors]
+        for anchor in anchors:
+            against = inner_product(task, anchor)  # again: the one before may have changed it
+            if against < 0:
+                scale = against / inner_product(anchor, anchor)
+                for name in set(anchor) & set(task):
+                    task[name].sub_(anchor[name].to(task[name].dtype), alpha=scale)
+        gram = torch.tensor([[inner_product(one, other) for other in anchors] for one in anchors], dtype=torch.float64)
+        multipliers = joint_step(torch.tensor(drifts, dtype=torch.float64), gram)
+        length = float((multipliers @ gram @ multipliers).clamp_min(0).sqrt())
+        shrink = min(1.0, self.largest_shift / max(length, 1e-30))
         with torch.no_grad():
-            for name, gradient in anchor.items():
-                step.parameters[name].sub_(gradient.to(step.parameters[name].dtype), alpha=length)
-        cosine = inner / max(math.sqrt(squared) * norm, 1e-30)
+            for anchor, multiplier in zip(anchors, multipliers.tolist(), strict=True):
+                for name, gradient in anchor.items():
+                    parameter = step.parameters[name]
+                    parameter.sub_(gradient.to(parameter.dtype), alpha=shrink * multiplier)
+        left = math.sqrt(inner_product(task, task))
         return replace(
-            report, conflict=inner, cosine=cosine, removed=max(-cosine, 0.0), shift=length * math.sqrt(squared)
+            report,
+            conflict=min(conflicts),
+            cosine=min(conflicts) / max(norm * math.sqrt(float(gram.diagonal().max())), 1e-30),
+            removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
+            shift=shrink * length,
         )
 
 
-def squared_norm(gradients: dict[str, Tensor]) -> float:
-    """Sum of squares over all blocks, in float64."""
-    return sum(float(gradient.double().square().sum()) for gradient in gradients.values())
+def inner_product(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Over the blocks that both have, in float64."""
+    return sum(float((first[name].double() * second[name].double()).sum()) for name in first if name in second)
 
 
-def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False) -> dict[str, Tensor]:
     """Dense gradients of the parameters that ``loss`` reaches; ``.grad`` stays as it is."""
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=keep_graph)
     return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
 

@@ -36,7 +36,7 @@ class GuardArguments:
 
     guard: str = field(default="keel", metadata={"help": "keel (default), spf (as published), mixing, or none."})
     guard_anchors: str | None = field(
-        default=None, metadata={"help": "bundled, published, or a JSONL file of anchors."}
+        default=None, metadata={"help": "bundled, bundled:N (N a side), published, or a JSONL file."}
     )
     guard_rank: int | None = field(default=None, metadata={"help": "spf: singular directions per block (20)."})
     guard_refresh_every: int | None = field(default=None, metadata={"help": "spf: steps between safety gradients (1)."})
@@ -96,11 +96,14 @@ class SftResult:
 
 
 def named_anchors(name: str | None) -> SafetyAnchors | None:
-    """ "bundled", "published", a JSONL path, or None for the rule's own default."""
+    """``bundled``, ``bundled:N`` (N a side), ``published``, a JSONL path, or None for the rule's own default."""
     if name is None:
         return None
-    if name in ("bundled", "published"):
-        return SafetyAnchors.bundled() if name == "bundled" else SafetyAnchors.published()
+    if name == "published":
+        return SafetyAnchors.published()
+    kind, _, number = name.partition(":")
+    if kind == "bundled" and (not number or number.isdecimal()):
+        return SafetyAnchors.bundled(int(number) if number else None)
     return SafetyAnchors.from_jsonl(name)
 
 
@@ -117,10 +120,12 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
         (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, GuardArguments), prog="trimtab sft"
     )
     parser.error = _usage_error
+    if not torch.cuda.is_available() and not _cpu_has_bfloat16():
+        parser.set_defaults(
+            bf16=False
+        )  # TRL's default is bf16, many times slower here; a flag or a YAML key still wins
     try:
-        *found, remaining = parser.parse_args_and_config(
-            args=list(_with_cpu_defaults(argv)), return_remaining_strings=True
-        )
+        *found, remaining = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
     except OSError as error:
         raise UsageError("cannot read the configuration file", seen=error.filename, fix="check --config") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
@@ -139,11 +144,12 @@ def run(argv: Sequence[str]) -> SftResult:
     if not model_options.model_name_or_path:
         raise UsageError("no model named", fix="pass --model_name_or_path NAME (or `demo`)")
     callback = guard.callback(model_options.model_name_or_path)
-    dataset = load_data(script, mixture)
+    dataset = load_data(script, mixture, training.eval_strategy != "no")
     loaded = load_model(model_options, training)
     _refuse_finished(training)
     lora = get_peft_config(model_options)
-    base_sha256 = models.content_hash(loaded.model) if lora is not None else ""
+    quantised = getattr(loaded.model, "is_quantized", False)
+    base_sha256 = models.content_hash(loaded.model, rounded=True) if lora is not None and not quantised else ""
     trainer = SFTTrainer(
         model=loaded.model,
         args=training,
@@ -153,6 +159,9 @@ def run(argv: Sequence[str]) -> SftResult:
         peft_config=lora,
         callbacks=[callback] if callback is not None else [],
     )
+    if callback is not None:  # ahead of the reporters, so that trackers see the guard's values
+        trainer.callback_handler.callbacks.remove(callback)
+        trainer.callback_handler.callbacks.insert(0, callback)
     given = dataset[script.dataset_train_split]
     require_supervised_tokens(trainer, len(given) if hasattr(given, "__len__") else None)
     with supervised_positions_only():
@@ -193,7 +202,7 @@ def load_model(options: Any, training: Any) -> models.LoadedModel:
     return models.load(options.model_name_or_path, revision=revision, dtype=dtype, device=device, from_pretrained=extra)
 
 
-def load_data(script: Any, mixture: Any) -> Any:
+def load_data(script: Any, mixture: Any, evaluates: bool) -> Any:
     """The data set that the flags name; a local ``.jsonl`` or ``.json`` file is checked line by line first."""
     from datasets import DatasetDict, load_dataset
     from trl import get_dataset
@@ -207,8 +216,11 @@ def load_data(script: Any, mixture: Any) -> Any:
     path = Path(script.dataset_name)
     if path.suffix in (".jsonl", ".json"):
         check_jsonl(path)
-        found = load_dataset("json", data_files={script.dataset_train_split: str(path)})
-        return DatasetDict(found)
+        found = DatasetDict(load_dataset("json", data_files={script.dataset_train_split: str(path)}))
+        if evaluates and script.dataset_test_split not in found:
+            fix = "use eval_strategy: no, or name both files under `datasets:` with test_split_size"
+            raise UsageError("a single JSONL file has no evaluation split", seen=script.dataset_test_split, fix=fix)
+        return found
     return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
 
 
@@ -271,7 +283,10 @@ def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel) -> None:
     """
     base = loaded.name if (folder / "adapter_config.json").is_file() else None
     name = f"{base}{'&' if '?' in base else '?'}adapter={folder}" if base else str(folder)
-    device, dtype = str(loaded.model.device), str(next(iter(model.parameters())).dtype).removeprefix("torch.")
+    if getattr(loaded.model, "is_quantized", False):
+        return  # reloading needs the quantisation settings; PEFT's own tests cover the adapter
+    floating = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    device, dtype = str(loaded.model.device), str(floating.dtype).removeprefix("torch.")
     again = models.load(name, device=device, dtype=dtype)
     ids = torch.tensor([loaded.tokenizer("The quick brown fox")["input_ids"]], device=device)
     was_training = model.training
@@ -291,20 +306,6 @@ def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel) -> None:
 def _record_base(folder: Path, base: str, base_sha256: str) -> None:
     """Beside an adapter: which weights it belongs to, so that another base of the same shape is refused."""
     (folder / "trimtab.json").write_text(json.dumps({"base": base, "base_sha256": base_sha256}, indent=1))
-
-
-def _with_cpu_defaults(argv: Sequence[str]) -> list[str]:
-    """TRL turns bf16 on by default; on a CPU without bfloat16 instructions that is many times slower than float32."""
-    argv = list(argv)
-    configured = "".join(
-        Path(argv[i + 1]).read_text()
-        for i, a in enumerate(argv[:-1])
-        if a == "--config" and Path(argv[i + 1]).is_file()
-    )
-    chosen = any(key in configured or any(f"--{key}" in a for a in argv) for key in ("bf16", "fp16"))
-    if chosen or torch.cuda.is_available() or _cpu_has_bfloat16():
-        return argv
-    return [*argv, "--bf16", "false"]
 
 
 def _cpu_has_bfloat16() -> bool:

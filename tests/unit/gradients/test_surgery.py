@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.errors import GuardError
 from trimtab.gradients.factors import Factors, SafetyGradient
 from trimtab.gradients.subspace import basis_of_factors, basis_of_matrix, energy_ratio, overlap, principal_cosines
-from trimtab.gradients.surgery import conflict, polyak_step, project_out, remove_direction, spf_algorithm1
+from trimtab.gradients.surgery import conflict, joint_step, project_out, remove_direction, spf_algorithm1
 
 SHAPES = {"a.weight": (30, 12), "b.weight": (9, 40), "norm": (17,)}
 
@@ -162,13 +162,36 @@ def test_energy_ratio_overlap_and_angles() -> None:
     torch.testing.assert_close(principal_cosines(identity[:, :1], turned), torch.cos(angle)[None])
 
 
-def test_polyak_step_reaches_its_target_on_a_linear_loss() -> None:
+def test_joint_step_is_polyak_s_for_one_loss() -> None:
     g, x = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 1.0])
-    loss = float(g @ x)
-    after = x - polyak_step(loss, 2.0, 25.0) * g
-    assert float(g @ after) == pytest.approx(2.0)
-    assert polyak_step(1.0, 2.0, 25.0) == 0.0
-    assert polyak_step(1.0, 0.0, 0.0) == 0.0
+    loss = g @ x
+    after = x - float(joint_step(loss[None], torch.tensor([[25.0]]))[0]) * g
+    assert float(g @ after) == pytest.approx(0.0, abs=0.01)
+    assert float(joint_step(torch.tensor([0.0]), torch.tensor([[25.0]]))[0]) == 0.0
+    assert float(joint_step(torch.tensor([1.0]), torch.tensor([[0.0]]))[0]) == 0.0
+
+
+@given(seed=st.integers(0, 10_000), opposed=st.floats(-0.9, 0.9))
+@settings(max_examples=60, deadline=None)
+def test_joint_step_equals_a_quadratic_programme(seed: int, opposed: float) -> None:
+    """min ||d||^2 subject to <g_i, d> <= -loss_i, solved by SciPy."""
+    from scipy.optimize import minimize
+
+    draw = np.random.default_rng(seed)
+    first = draw.normal(size=6)
+    second = opposed * first + np.sqrt(1 - opposed**2) * draw.normal(size=6)
+    G, losses = np.stack([first, second]), draw.uniform(0.1, 2.0, size=2)
+    rows = [{"type": "ineq", "fun": lambda d, i=i: -losses[i] - G[i] @ d} for i in range(2)]
+    best = minimize(lambda d: d @ d, np.zeros(6), jac=lambda d: 2 * d, constraints=rows, method="SLSQP").x
+    found = -joint_step(torch.tensor(losses), torch.tensor(G @ G.T)).numpy() @ G
+    assert np.linalg.norm(found - best) < 0.05 * np.linalg.norm(best) + 1e-6
+
+
+def test_joint_step_leaves_out_a_loss_that_is_served_anyway() -> None:
+    """Two nearly equal gradients: moving for the larger loss lowers the smaller one by more than it needs."""
+    gram = torch.tensor([[1.0, 0.99], [0.99, 1.0]])
+    multipliers = joint_step(torch.tensor([1.0, 0.1]), gram)
+    assert float(multipliers[1]) == 0.0 and float(multipliers[0]) == pytest.approx(1.0, rel=2e-3)
 
 
 def test_remove_direction_and_project_out_agree_for_one_column() -> None:
