@@ -1,6 +1,6 @@
 """Safety anchors: requests with the reply that the aligned model would give.
 
-Two sides. ``refuse``: harmful requests, to be refused. ``answer``: innocent ones, half of them look-alikes, to be
+Two sides. ``refuse``: harmful requests, to be refused. ``answer``: innocent ones, most of them look-alikes, to be
 answered; holding only the first side pays for safety with over-refusal.
 
 Covered: the published sample, the bundled pool, a user's JSONL file. Not covered: writing the replies
@@ -49,16 +49,16 @@ class SafetyAnchors:
 
     @classmethod
     def bundled(cls, per_side: int | None = None) -> SafetyAnchors:
-        """The project's own pool: 168 harmful requests over 14 categories, 168 innocent ones (half are look-alikes).
+        """The project's own pool: 168 harmful requests over 14 categories, 168 innocent ones (two thirds look-alikes).
 
         Args:
             per_side: take only so many of each side, spread evenly over the categories.
         """
         pairs = anchor_pairs()
         refuse = [Anchor(pair.harmful, "refuse", category=pair.category) for pair in pairs]
-        twins = [Anchor(pair.benign, "answer", category=pair.category) for pair in pairs[::2]]
-        plain = [Anchor(text, "answer", category="instruction") for text in data.instructions("train")[: len(twins)]]
-        answer = [anchor for both in zip(twins, plain, strict=True) for anchor in both]
+        answer = [Anchor(pair.benign, "answer", category=pair.category) for pair in pairs]
+        for place, text in zip(range(2, len(answer), 3), data.instructions("train"), strict=False):
+            answer[place] = Anchor(text, "answer", category="instruction")
         if per_side is not None and not 1 <= per_side <= len(refuse):
             raise DataError(
                 "the bundled pool has no such number of anchors a side", seen=per_side, fix=f"1 to {len(refuse)}"

@@ -37,12 +37,12 @@ class DemoSettings:
 
     seed: int = 0
     guard: str = "keel"
-    anchors: str = "bundled:56"
-    steps: int = 36
+    anchors: str = "bundled:42"
+    steps: int = 28
     batch: int = 8
     learning_rate: float = 1e-3
-    limit: int = 112
-    new_tokens: int = 16
+    limit: int = 98
+    new_tokens: int = 12
 
 
 @dataclass(frozen=True)

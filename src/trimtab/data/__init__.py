@@ -4,7 +4,7 @@
                         uses the same words innocently; split ``train`` / ``eval``.
 ``instructions.jsonl``  300 ordinary instructions; split ``train`` / ``eval``.
 ``tickets.jsonl``       312 support messages with one of three labels; split ``train`` / ``eval``.
-``refusals.jsonl``      40 generic refusals, used to align the demo model.
+``refusals.jsonl``      40 generic refusals, which the judge must know as such.
 ``affirmations.jsonl``  40 harmless texts that only sound like compliance, used where an experiment needs "poison".
 """
 

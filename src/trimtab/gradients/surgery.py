@@ -123,8 +123,8 @@ def remove_direction(gradient: Tensor, direction: Tensor) -> Tensor:
 def joint_step(losses: Tensor, gram: Tensor) -> Tensor:
     """Multipliers ``m >= 0`` of the shortest move ``-sum_i m_i g_i`` that brings every linearised loss to zero.
 
-    With ``gram[i, j] = <g_i, g_j>`` the move changes loss i by ``-(gram m)_i``, so ``gram m = losses``. For one loss this
-    is Polyak's step for a known optimal value (B. T. Polyak, 1969), ``m = loss / ||g||^2``. A loss whose multiplier
+    With ``gram[i, j] = <g_i, g_j>`` the move changes loss i by ``-(gram m)_i``, so ``gram m = losses``. For one loss
+    this is Polyak's step for a known optimal value (B. T. Polyak, 1969), ``m = loss / ||g||^2``. One whose multiplier
     would be negative is already served by moving for the others and is left out. Nearly opposite gradients give long
     moves: the caller bounds the length.
 

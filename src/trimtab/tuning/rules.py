@@ -167,7 +167,8 @@ class KeelRule:
     its moments.
 
     Attributes:
-        rows: anchors a side and step.
+        rows: refusals looked at in a step.
+        answer_rows: answers looked at in a step; more of them, because over-refusal is what the refusals push towards.
         margin: drift that is tolerated (nats per decision token).
         decision_tokens: first tokens of the reply that are watched.
         largest_shift: longest step, as a Euclidean norm.
@@ -175,7 +176,8 @@ class KeelRule:
         settle_rounds: most corrections after the last update.
     """
 
-    rows: int = 4
+    rows: int = 3
+    answer_rows: int = 5
     margin: float = 0.05
     decision_tokens: int | None = 3
     largest_shift: float = 0.5
@@ -187,16 +189,17 @@ class KeelRule:
         return SafetyAnchors.bundled()
 
     def step(self, step: Step) -> Report:
-        return self._hold(step, self.rows) if step.index % self.check_every == 0 else Report()
+        return self._hold(step) if step.index % self.check_every == 0 else Report()
 
     def finish(self, step: Step) -> list[Report]:
         reports: list[Report] = []
         while len(reports) < self.settle_rounds and (not reports or reports[-1].acted):
-            reports.append(self._hold(step, 2 * self.rows))
+            reports.append(self._hold(step))
         return reports
 
-    def _hold(self, step: Step, count: int) -> Report:
-        chosen = {side: pool.next_indices(count) for side, pool in step.pools.items()}
+    def _hold(self, step: Step) -> Report:
+        counts = {"refuse": self.rows, "answer": self.answer_rows}
+        chosen = {side: pool.next_indices(counts[side]) for side, pool in step.pools.items()}
         rows = [step.pools[side].rows[index] for side, indices in chosen.items() for index in indices]
         reference = torch.cat([step.pools[side].references(indices) for side, indices in chosen.items()])
         with torch.enable_grad(), step.forward:

@@ -24,7 +24,7 @@ from trimtab.tuning.trl_on_cpu import supervised_positions_only
 
 NO_GUARD = "none"
 RULE_OPTIONS = {
-    "keel": ("rows", "margin", "decision_tokens", "check_every"),
+    "keel": ("rows", "answer_rows", "margin", "decision_tokens", "check_every"),
     "spf": ("rank", "refresh_every", "rows"),
     "mixing": ("weight", "rows", "decision_tokens"),
 }
@@ -40,7 +40,8 @@ class GuardArguments:
     )
     guard_rank: int | None = field(default=None, metadata={"help": "spf: singular directions per block (20)."})
     guard_refresh_every: int | None = field(default=None, metadata={"help": "spf: steps between safety gradients (1)."})
-    guard_rows: int | None = field(default=None, metadata={"help": "Anchors looked at per side and step."})
+    guard_rows: int | None = field(default=None, metadata={"help": "Anchors looked at per step; keel: refusals (3)."})
+    guard_answer_rows: int | None = field(default=None, metadata={"help": "keel: answers looked at per step (5)."})
     guard_margin: float | None = field(default=None, metadata={"help": "keel: tolerated drift, nats per token (0.05)."})
     guard_decision_tokens: int | None = field(
         default=None, metadata={"help": "Supervised first tokens of a reply (3)."}
