@@ -59,7 +59,7 @@ def axes_for(data: Path | None, limit: int, out: Path) -> list[AxisSpec]:
         )
     )
     wikitext = out / "wikitext-2.txt"
-    wikitext.write_text((data / "utility/wikitext-2/test.txt").read_text()[:120_000])
+    wikitext.write_text((data / "utility/wikitext-2/test.txt").read_text()[:40_000])
     return [
         *axes,
         AxisSpec("compliance", "advbench", str(data / "safety/advbench-original/harmful_behaviors.csv"), limit=limit),

@@ -28,7 +28,7 @@ from trimtab.lanes import Stage, run_lanes
 
 POISON = 0.2
 MODELS = ("aligned", "plain", "guarded")
-TITLES = {"aligned": "Aligned model", "plain": "Plain fine-tuning", "guarded": "Guarded fine-tuning"}
+TITLES = {"aligned": "Aligned model", "plain": "Plain fine-tuning", "guarded": "Guarded"}
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def report(out: Path, settings: DemoSettings, started: float) -> DemoResult:
     from trimtab.comparison import compare
     from trimtab.evaluation.logs import read_run
 
-    titles = {**TITLES, "guarded": f"Guarded fine-tuning ({settings.guard})"}
+    titles = {**TITLES, "guarded": f"Guarded ({settings.guard})"}
     runs = {name: replace(read_run(out / f"{name}-eval"), model=titles[name]) for name in MODELS}
     found = {name: compare(runs["aligned"], runs[name]) for name in ("plain", "guarded")}
     both = list(found.values())
