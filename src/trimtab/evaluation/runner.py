@@ -88,7 +88,8 @@ class AxisSpec:
             )
         if self.kind == "accuracy":
             if self.path is not None:
-                return load_questions(self.path, name=self.dataset, limit=self.limit)
+                name = "" if self.dataset == "bundled" else self.dataset
+                return load_questions(self.path, name=name, limit=self.limit)
             if self.dataset not in ("bundled", "tickets"):
                 raise UsageError(
                     "unknown set of questions", seen=self.dataset, fix="use tickets, or accuracy=FILE.jsonl"
