@@ -42,7 +42,8 @@ def main() -> None:
     except TrimtabError as error:
         code = _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a missing permission: no stack trace helps the user there
-        code = _fail(f"{error.strerror or error}\n  seen: {error.filename}\n  fix:  check space and permissions", 2)
+        where = f"\n  seen: {error.filename}" if error.filename else ""
+        code = _fail(f"{error.strerror or error}{where}\n  fix:  free space or check permissions, then repeat", 2)
     sys.exit(code or 0)
 
 

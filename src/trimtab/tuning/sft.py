@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from trimtab import models
 from trimtab.anchors import SafetyAnchors
@@ -165,11 +168,16 @@ def run(argv: Sequence[str]) -> SftResult:
         trainer.callback_handler.callbacks.insert(0, callback)
     given = dataset[script.dataset_train_split]
     require_supervised_tokens(trainer, len(given) if hasattr(given, "__len__") else None)
-    with supervised_positions_only():
-        outcome = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    require_space(Path(training.output_dir), trainer.model)
+    try:
+        with supervised_positions_only():
+            outcome = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    except (SafetensorError, OSError) as error:
+        fix = "free space, then repeat with --resume_from_checkpoint true where a checkpoint was written"
+        raise TrimtabError("training stopped: a file could not be written", seen=error, fix=fix) from error
     if not math.isfinite(outcome.training_loss):
         raise TrimtabError("training diverged", seen=f"mean loss {outcome.training_loss}", fix="lower --learning_rate")
-    trainer.save_model(training.output_dir)
+    save_trained(trainer, training.output_dir)
     is_main = trainer.accelerator.is_main_process
     if is_main:
         if lora is not None:
@@ -274,6 +282,39 @@ def require_supervised_tokens(trainer: Any, rows_given: int | None) -> None:
     if len(dataset) < rows_given and not trainer.args.packing:
         lost = rows_given - len(dataset)
         print(f"warning: {lost} of {rows_given} rows have no supervised token and were dropped", file=sys.stderr)
+
+
+def require_space(folder: Path, model: Any) -> None:
+    """Raise before training when the result would not fit on the disk.
+
+    Raises:
+        TrimtabError: with the sizes.
+    """
+    is_adapter = hasattr(model, "peft_config")
+    saved = [p for p in model.parameters() if p.requires_grad or not is_adapter]
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in saved)
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        seen = f"{free / 1e6:.1f} MB free at {existing}, the model needs {needed / 1e6:.1f} MB"
+        raise TrimtabError(
+            "the trained model would not fit on the disk", seen=seen, fix="free space, or --output_dir elsewhere"
+        )
+
+
+def save_trained(trainer: Any, folder: str) -> None:
+    """Save; where the disk fills up meanwhile, save into the system's temporary folder instead and say so.
+
+    Raises:
+        TrimtabError: when ``folder`` could not be written; the model is then in the folder that the message names.
+    """
+    try:
+        trainer.save_model(folder)
+    except (SafetensorError, OSError) as error:
+        rescue = tempfile.mkdtemp(prefix="trimtab-rescue-")
+        trainer.save_model(rescue)
+        fix = f"nothing is lost: the model is in {rescue}; free space and move it"
+        raise TrimtabError(f"could not write the trained model to {folder}", seen=error, fix=fix) from error
 
 
 def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel) -> None:

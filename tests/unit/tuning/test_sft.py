@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_model
 
 from trimtab import models
-from trimtab.errors import DataError, GuardError, ModelError, UsageError
+from trimtab.errors import DataError, GuardError, ModelError, TrimtabError, UsageError
 from trimtab.tuning import sft
 from trimtab.tuning.sft import GuardArguments, check_jsonl
 
@@ -134,6 +134,29 @@ def test_a_finished_output_folder_is_not_overwritten(place: Path) -> None:
     sft.run(_config(place, "out", guard="none", guard_anchors=None, max_steps=1))
     with pytest.raises(UsageError, match="already holds a model"):
         sft.run(_config(place, "out", guard="none", guard_anchors=None, max_steps=1))
+
+
+def test_a_model_that_would_not_fit_is_refused_before_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(TrimtabError, match="would not fit"):
+        sft.run(_config(place, "out"))
+
+
+def test_a_disk_that_fills_up_while_saving_loses_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl import SFTTrainer
+
+    whole = SFTTrainer.save_model
+
+    def save(self: SFTTrainer, output_dir: str, **options: object) -> None:
+        if output_dir == str(place / "out"):
+            raise OSError(28, "No space left on device")
+        whole(self, output_dir, **options)
+
+    monkeypatch.setattr(SFTTrainer, "save_model", save)
+    monkeypatch.setattr(sft.tempfile, "mkdtemp", lambda prefix: str(place / "rescue"))
+    with pytest.raises(TrimtabError, match="nothing is lost"):
+        sft.run(_config(place, "out"))
+    models.load(str(place / "rescue"))
 
 
 def test_zero_supervised_tokens_is_an_error(place: Path) -> None:
