@@ -29,7 +29,7 @@ quick: $(STAMP)
 	$(BIN)/trimtab demo --quick --out trimtab-demo-quick
 
 test: $(STAMP) lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/attacks

@@ -1,0 +1,74 @@
+"""The command line: parse, call one function, print. Heavy imports stay inside the verbs, one file for each family.
+
+Exit codes: 0 pass, 1 usage, 2 could not run, 3 regression, 4 an axis unmeasured, 5 not enough evidence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from trimtab import __version__
+from trimtab.cli import machine, measuring, training
+from trimtab.cli.common import examples
+from trimtab.errors import TrimtabError
+
+
+def main() -> None:
+    """Entry point of the ``trimtab`` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = trimtab.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _fail("interrupted\n  fix:  repeat the command to go on; for sft add --resume_from_checkpoint true", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 1
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"\n  fix:  see `{context.command_path} --help`" if context else ""
+        code = _fail(error.format_message() + hint, 1)
+    except TrimtabError as error:
+        code = _fail(str(error), error.exit_code)
+    except OSError as error:  # a full disk, a missing permission: no stack trace helps the user there
+        where = f"\n  seen: {error.filename}" if error.filename else ""
+        code = _fail(f"{error.strerror or error}{where}\n  fix:  free space or check permissions, then repeat", 2)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"trimtab: {message}", err=True)
+    return code
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "trimtab demo",
+        "trimtab sft --config recipes/sft_lora.yaml --dataset_name my.jsonl",
+        "trimtab compare runs/base runs/new",
+    ),
+)
+@click.version_option(__version__, prog_name="trimtab")
+def trimtab() -> None:
+    """Keep a language model safe while you change it.
+
+    A model is named the same way in every verb: a hub id, a local folder, a GGUF file, "demo" (an embedded aligned 135M
+    model), each optionally with an adapter: NAME?adapter=FOLDER
+    """
+
+
+for verb in (
+    training.demo,
+    training.sft,
+    measuring.evaluate,
+    measuring.compare,
+    machine.doctor,
+    machine.convert,
+):
+    trimtab.add_command(verb)

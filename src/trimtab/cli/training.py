@@ -1,0 +1,67 @@
+"""Verbs that train: demo, sft. Heavy imports stay inside them."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import click
+
+from trimtab.cli.common import emit, examples, json_option
+
+
+@click.command(epilog=examples("trimtab demo", "trimtab demo --quick", "trimtab demo --out /tmp/demo --seed 1"))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("trimtab-demo"), show_default=True)
+@click.option("--quick", is_flag=True, help="Fewer steps and prompts: a look in under three minutes, not evidence.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the training data and of training.")
+@click.option("--guard", default="keel", show_default=True, help="The guard to show: keel, spf or mixing.")
+@click.option(
+    "--workers", default=None, type=int, help="Models trained and measured side by side (default: cores, at most 2)."
+)
+@json_option
+def demo(out: Path, quick: bool, seed: int, guard: str, workers: int | None, as_json: bool) -> None:
+    """See safety lost by ordinary fine-tuning and kept by a guard, on a real model, in minutes on a CPU."""
+    from trimtab.demo import run_demo
+
+    result = run_demo(out, quick=quick, seed=seed, guard=guard, workers=workers)
+    emit(result.document(), result.lines(), as_json)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog=examples(
+        "trimtab sft --config recipes/sft_lora.yaml --dataset_name my.jsonl",
+        "trimtab sft --model_name_or_path demo --dataset_name my.jsonl --use_peft --output_dir runs/mine",
+        "trimtab sft --config my_trl.yaml --guard spf --guard_anchors published --guard_rank 20",
+    ),
+)
+@click.option("--help-all", is_flag=True, help="Every flag, TRL's included.")
+@json_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
+    """Fine-tune with TRL and keep the model safe: every flag and YAML key of `trl sft`, and these.
+
+    \b
+    --guard NAME                keel (default), spf (as published), mixing, none
+    --guard_anchors SOURCE      bundled, bundled:N (N a side), published, or a JSONL file
+    --guard_rank K              spf: singular directions per block (20)
+    --guard_refresh_every N     spf: steps between two safety gradients (1)
+    --guard_rows N              anchors looked at per step; keel: refusals (3)
+    --guard_answer_rows N       keel: answers looked at per step (5)
+    --guard_margin X            keel: tolerated drift, nats per token
+    --guard_decision_tokens N   first tokens of a reply that are watched
+    --verify_save false         do not reload and check what was saved
+    """
+    from trimtab.tuning.sft import parse, run
+
+    if help_all:
+        parse(["--help"])
+    with redirect_stdout(sys.stderr):  # TRL prints its log there
+        result = run(arguments)
+    lines = [
+        f"trained {result.steps} steps in {result.seconds:.0f} s, mean loss {result.train_loss:.3f}",
+        f"guard {result.guard}: changed {result.acted} of {result.steps} steps",
+        f"saved to {result.output_dir}",
+    ]
+    emit(vars(result), lines, as_json)
