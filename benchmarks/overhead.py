@@ -1,21 +1,32 @@
 """What the guard costs: the same optimizer step with and without it, in one process, as paired ratios.
 
-    python benchmarks/overhead.py --tokens 1024 --rules keel spf --pairs 8
-    python benchmarks/overhead.py --model demo --lora --tokens 1024
+    python benchmarks/overhead.py --out runs/overhead
+    python benchmarks/overhead.py --out runs/overhead-lora --lora --tokens 1024
+    python benchmarks/overhead.py --out runs/overhead --model my-org/7b --device cuda
 
-Each pair is one unguarded and one guarded step on the same batch, in alternating order; the table gives the median
-ratio and its range. `keel (watching)` is a step in which nothing drifted (forward only), `keel (acting)` one that is
-corrected.
-`naive spf` builds the anchor's full gradient and a dense SVD of every block each step.
+Each pair is one unguarded and one guarded step on the same batch, in alternating order. The table gives the median of
+the pairs' ratios in processor time (robust where other programs share the machine) and in wall time, with the range,
+and the memory that the guard adds to a step's peak. Rows:
+
+    keel, watching     a step in which nothing drifted: one forward over 8 anchors
+    keel, acting       a step that is corrected: both sides drifted
+    keel, every fourth the mean over four steps with --guard_check_every 4, nothing drifted
+    spf                Algorithm 1, refreshed every step, gradients as factors
+    naive spf          the same from the anchor's full gradient and a dense SVD of every block
+
+Finished rows are kept in --out, so the command can be interrupted and repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -27,58 +38,82 @@ from trimtab.tuning.guard import SafetyGuard
 from trimtab.tuning.rules import KeelRule, SpfRule
 
 ROW = 64  # tokens of a row
+VARIANTS = ("keel, watching", "keel, acting", "keel, every fourth", "spf", "naive spf")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096], help="tokens of a step")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--rules", nargs="+", default=["keel", "spf"], choices=["keel", "spf", "naive"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    loaded = models.load(args.model)
-    model = get_peft_model(loaded.model, LoraConfig(r=8, target_modules="all-linear")) if args.lora else loaded.model
-    held = models.LoadedModel(model, loaded.tokenizer, loaded.name)
-    rows = {name: measure(held, name, args) for name in variants(args.rules)}
-    print("| step | median ratio | range | seconds unguarded |")
-    print("|---|---|---|---|")
-    for name, (ratios, plain) in rows.items():
-        print(f"| {name} | {statistics.median(ratios):.3f} | {min(ratios):.3f}-{max(ratios):.3f} | {plain:.2f} |")
-    print(json.dumps({"tokens": args.tokens, "lora": args.lora, "ratios": {name: r for name, (r, _) in rows.items()}}))
+    args.out.mkdir(parents=True, exist_ok=True)
+    held: models.LoadedModel | None = None
+    rows = []
+    for tokens in args.tokens:
+        for variant in args.variants:
+            path = args.out / f"{tokens}-{variant.replace(', ', '-').replace(' ', '-')}.json"
+            if not path.is_file():
+                held = held or subject(args)
+                path.write_text(json.dumps(measure(held, variant, tokens, 1 if variant == "naive spf" else args.pairs)))
+            rows.append(json.loads(path.read_text()))
+            (args.out / "table.md").write_text(table(rows))
+    print((args.out / "table.md").read_text())
 
 
-def variants(rules: list[str]) -> list[str]:
-    names = {"keel": ["keel (watching)", "keel (acting)"], "spf": ["spf"], "naive": ["naive spf"]}
-    return [variant for rule in rules for variant in names[rule]]
+def subject(args: argparse.Namespace) -> models.LoadedModel:
+    loaded = models.load(args.model, device=args.device)
+    model: Any = loaded.model.requires_grad_(True)
+    if args.lora:
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    return models.LoadedModel(model, loaded.tokenizer, loaded.name)
 
 
-def measure(held: models.LoadedModel, variant: str, args: argparse.Namespace) -> tuple[list[float], float]:
-    """Ratios guarded / unguarded, and the median unguarded step in seconds."""
-    model = held.model
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    ids = torch.randint(1000, 40000, (args.tokens // ROW, ROW), generator=torch.Generator().manual_seed(0))
+def measure(held: models.LoadedModel, variant: str, tokens: int, pairs: int) -> dict[str, Any]:
+    """Seconds of each unguarded and guarded step of the pairs, and the memory peaks of both."""
+    model, device = held.model, held.model.device
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    ids = torch.randint(1000, 40000, (tokens // ROW, ROW), generator=torch.Generator().manual_seed(0)).to(device)
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
-    def step(before: Callable[[], object] | None) -> float:
-        started = time.perf_counter()
+    def step(before: Callable[[], object] | None) -> tuple[float, float]:
+        synchronise()
+        wall, processor = time.perf_counter(), time.process_time()
         model(input_ids=ids, labels=ids).loss.backward()
         if before is not None:
             before()
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - started
+        synchronise()
+        return time.perf_counter() - wall, time.process_time() - processor
 
     guarded = act(held, variant)
     step(None), step(guarded)
-    ratios, plain = [], []
-    for pair in range(args.pairs):
-        order = (None, guarded) if pair % 2 else (guarded, None)
-        seconds = {one is not None: step(one) for one in order}
-        ratios.append(seconds[True] / seconds[False])
-        plain.append(seconds[False])
-    return ratios, statistics.median(plain)
+    times: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for pair in range(pairs):
+        for one in (None, guarded) if pair % 2 else (guarded, None):
+            times[one is not None].append(step(one))
+    peaks = {is_on: peak_of(lambda on=is_on: step(guarded if on else None), device) for is_on in (False, True)}
+    kept = sum(p.numel() * p.element_size() for p in model.parameters())
+    return {
+        "variant": variant,
+        "tokens": tokens,
+        "device": str(device),
+        "model": held.name,
+        "trained": sum(p.numel() for p in trained),
+        "parameter_bytes": kept,
+        "unguarded": times[False],
+        "guarded": times[True],
+        "extra_bytes": peaks[True] - peaks[False],
+        "share": 0.25 if "fourth" in variant else 1.0,
+    }
 
 
 def act(held: models.LoadedModel, variant: str) -> Callable[[], object]:
@@ -104,6 +139,43 @@ def naive(guard: SafetyGuard) -> None:
             continue
         U = torch.linalg.svd(gradient.reshape(gradient.shape[0], -1), full_matrices=False)[0][:, :20]
         parameter.grad.copy_(project_out(parameter.grad, U))
+
+
+def peak_of(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes at the peak of one call: the allocator's on an accelerator, the process's resident set on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return int(torch.cuda.max_memory_allocated(device))
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        run()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the maximum since the start: an upper bound
+    reset.write_text("5")  # sets the high-water mark back to the present
+    run()
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One row a variant; overheads in per cent of the unguarded step."""
+    lines = [
+        "| tokens | step | processor time | range | wall time | unguarded step, s | extra memory | of parameters |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        pairs = list(zip(row["unguarded"], row["guarded"], strict=True))
+        wall, processor = (
+            [100 * row["share"] * (guarded[kind] / plain[kind] - 1) for plain, guarded in pairs] for kind in (0, 1)
+        )
+        plain = statistics.median(plain[1] for plain, _ in pairs)
+        extra = row["extra_bytes"]
+        lines.append(
+            f"| {row['tokens']} | {row['variant']} | {statistics.median(processor):+.1f} % | {min(processor):+.1f} to "
+            f"{max(processor):+.1f} % | {statistics.median(wall):+.1f} % | {plain:.2f} | {extra / 1e6:.0f} MB | "
+            f"{100 * extra / row['parameter_bytes']:.1f} % |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def load_demo(*, aligned: bool, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
         model = PeftModel.from_pretrained(model, str(adapter_dir())).merge_and_unload()
         if hasattr(model, "peft_config"):
             del model.peft_config  # merged: nothing may treat it as an adapter any more
+        model.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model that can be trained
     # Adapters trained on this object record the name, and ``models.load`` finds the base by it.
     model.name_or_path = model.config._name_or_path = "demo" if aligned else "demo-unaligned"
     return model, tokenizer

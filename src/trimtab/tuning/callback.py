@@ -68,6 +68,7 @@ class SafetyGuardCallback(TrainerCallback):
             )
         loaded = LoadedModel(model=innermost(model), tokenizer=tokenizer, name=self.name)  # type: ignore[arg-type]
         self.guard = SafetyGuard(loaded, self.anchors, self.rule, autocast=autocast_of(args), **self.options)
+        self.guard.total_steps = state.max_steps or None
         self._first_step = state.global_step
         if state.global_step > 0:
             self.guard.load_state_dict(load_state(checkpoint_folder(args, state)))

@@ -1,7 +1,8 @@
 """The guard: one hook on the optimizer, which lets a rule act once per real update.
 
 Covered: attaching to any torch optimizer (raw loops, Accelerate, Trainer), DDP, mixed precision, counters, state.
-Not covered: what is done to the step (``rules.py``), FSDP and DeepSpeed (refused before the first step, saying why).
+Not covered: what is done to the step (``rules.py``), sharded tensors (``distributed.py``), FSDP 1 and DeepSpeed
+(refused before the first step, saying why).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
 from trimtab.tuning.distill import distill, model_of
+from trimtab.tuning.distributed import reshard
 from trimtab.tuning.pools import AnchorPool, build_pools, reader_for
 from trimtab.tuning.rules import Report, Rule, Step, make_rule
 
@@ -44,7 +46,7 @@ class SafetyGuard:
     Args:
         loaded: the aligned model with its tokenizer, before training.
         anchors: None takes the rule's own default. Missing replies are written by the model itself.
-        rule: "keel", "spf", "mixing" or a ``Rule``.
+        rule: "keel", "spf", "mixing", a rival's name (``rivals.catalogue.STEP_RULES``) or a ``Rule``.
         autocast: dtype of the training's autocast, or None.
         model: the module that is trained, where it is not ``loaded.model`` (a PEFT or DDP wrapper around it).
         **options: options of a rule given by name, e.g. ``rank=20``.
@@ -69,6 +71,8 @@ class SafetyGuard:
         self.pools: dict[Side, AnchorPool] = {}
         self.history: list[Report] = []
         self.counters = Counters()
+        self.total_steps: int | None = None  # of the whole run; a trainer's callback knows it
+        self._inside = False  # a rule that steps the optimizer itself must not be asked about its own step
 
     def prepare(self) -> None:
         """Write missing replies and measure the references; call it while the model is still the aligned one."""
@@ -80,6 +84,9 @@ class SafetyGuard:
             with self._forward():
                 for pool in self.pools.values():
                     pool.reference = self.reader.measure(pool.rows)
+                if hasattr(self.rule, "prepare"):
+                    self.rule.prepare(self.reader, self.pools)
+        reshard(self.model)
 
     @contextmanager
     def attach(self, optimizer: Any) -> Iterator[SafetyGuard]:
@@ -106,7 +113,10 @@ class SafetyGuard:
                 fix="build the optimizer from the model that the guard was given, after wrapping it",
             )
         self.prepare()
-        return inner.register_step_pre_hook(self._on_step)
+        handles = [inner.register_step_pre_hook(self._on_step)]
+        if hasattr(self.rule, "after"):
+            handles.append(inner.register_step_post_hook(self._after_step))
+        return Handles(handles)
 
     def finish(self) -> None:
         """Settle the last update and check that the guard really ran.
@@ -121,6 +131,7 @@ class SafetyGuard:
             for parameter in step.parameters.values():
                 parameter.grad = None
             self.history.extend(self.rule.finish(step))
+        reshard(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: anchors, references, rotation, counters (tensors on the CPU)."""
@@ -130,6 +141,7 @@ class SafetyGuard:
             "cursors": {side: pool.cursor for side, pool in self.pools.items()},
             "references": {side: pool.reference for side, pool in self.pools.items()},
             "counters": vars(self.counters).copy(),
+            "tensors": self.rule.tensors() if hasattr(self.rule, "tensors") else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,21 +161,43 @@ class SafetyGuard:
         for side, pool in self.pools.items():
             pool.reference, pool.cursor = state["references"][side], state["cursors"][side]
         self.counters = Counters(**state["counters"])
+        if hasattr(self.rule, "load_tensors"):
+            self.rule.load_tensors(state["tensors"])
 
     def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._inside:
+            return
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         if closure is not None:
             raise GuardError("optimizers that take a closure are not supported", seen=type(optimizer).__name__)
         with quiet(self.model), torch.random.fork_rng():
-            report = self.rule.step(self._step())
+            report = self.rule.step(self._step(optimizer))
+        reshard(self.model)
         self.history.append(report)
         self.counters.steps += 1
         self.counters.acted += bool(report.acted)
         self.counters.conflicts += report.conflict is not None and report.conflict < 0
 
-    def _step(self) -> Step:
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's signature
+        if self._inside:
+            return
+        self._inside = True
+        before = self.history[-1]
+        try:
+            with quiet(self.model), torch.random.fork_rng():
+                after: Report = self.rule.after(self._step(optimizer), before)  # type: ignore[attr-defined]
+        finally:
+            self._inside = False
+            reshard(self.model)
+        self.history[-1] = after
+        self.counters.acted += bool(after.acted) and not before.acted
+
+    def _step(self, optimizer: Any = None) -> Step:
+        reshard(self.model)  # under FSDP2 the optimizer's parameters are the shards
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return Step(self.reader, parameters, self.pools, self._forward(), self.counters.steps)
+        return Step(
+            self.reader, parameters, self.pools, self._forward(), self.counters.steps, optimizer, self.total_steps
+        )
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
@@ -174,16 +208,27 @@ class SafetyGuard:
         return torch.autocast(self._device().type, dtype=self.autocast)
 
 
+class Handles:
+    """Several hooks with one ``remove``."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
 def innermost(model: nn.Module) -> nn.Module:
-    """Take off DDP; refuse the wrappers under which parameters are not what they seem.
+    """Take off DDP; refuse the wrappers under which parameters are not what they seem. FSDP2 modules stay as they are.
 
     Raises:
-        GuardError: under FSDP and DeepSpeed.
+        GuardError: under FSDP 1 and DeepSpeed.
     """
     kind = type(model).__name__
-    if kind == "FullyShardedDataParallel" or any("FSDP" in base.__name__ for base in type(model).__mro__):
-        fix = "train with DDP or on one device; sharded training is not supported in this version"
-        raise GuardError("FSDP shards or flattens the parameters that the guard reads", seen=kind, fix=fix)
+    if kind == "FullyShardedDataParallel":
+        fix = "use FSDP2: `accelerate launch --use_fsdp --fsdp_version 2`, or fsdp_version: 2 in its configuration"
+        raise GuardError("FSDP 1 flattens the parameters, so blocks are no matrices any more", seen=kind, fix=fix)
     if kind == "DeepSpeedEngine":
         fix = "train with DDP or on one device"
         raise GuardError("DeepSpeed updates inside backward: the guard would silently do nothing", seen=kind, fix=fix)

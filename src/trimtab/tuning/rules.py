@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.factors import safety_gradient
+from trimtab.gradients.sharding import is_sharded, scalar
 from trimtab.gradients.surgery import joint_step, spf_algorithm1
+from trimtab.tuning.distributed import gradients_by_backward, spf_sharded
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 
 
@@ -34,6 +36,8 @@ class Step:
         pools: the anchors, by side.
         forward: enters the precision of training (autocast) around an anchor pass.
         index: optimizer steps before this one.
+        optimizer: the torch optimizer that steps; for rules that take a step of their own.
+        total: optimizer steps of the whole run, where somebody knows.
     """
 
     reader: AnchorReader
@@ -41,6 +45,8 @@ class Step:
     pools: dict[Side, AnchorPool]
     forward: AbstractContextManager[object]
     index: int
+    optimizer: Any = None
+    total: int | None = None
 
     @property
     def gradients(self) -> dict[str, Tensor]:
@@ -72,7 +78,12 @@ class Report:
 
 
 class Rule(Protocol):
-    """An update rule. ``decision_tokens``: supervised tokens per anchor; None means the whole reply and its end."""
+    """An update rule. ``decision_tokens``: supervised tokens per anchor; None means the whole reply and its end.
+
+    A rule may also have ``prepare(reader, pools)``, called once on the aligned model; ``after(step, report)``, called
+    when the optimizer has stepped, which returns the step's final report; ``tensors()`` and ``load_tensors(tensors)``,
+    what a resumed run needs beside the anchors.
+    """
 
     name: str
     decision_tokens: int | None
@@ -108,6 +119,8 @@ class SpfRule:
 
     def step(self, step: Step) -> Report:
         pool = require_pool(step, "refuse")
+        if any(is_sharded(parameter) for parameter in step.parameters.values()):
+            return self._step_sharded(step, pool)
         if self._cached is None or step.index % self.refresh_every == 0:
             rows = pool.next_rows(self.rows)
             with step.forward:
@@ -124,6 +137,14 @@ class SpfRule:
             removed=result.removed,
             acted=("refuse",) if result.projected else (),
         )
+
+    def _step_sharded(self, step: Step, pool: AnchorPool) -> Report:
+        """FSDP2: the anchors' gradient arrives as shards; one block at a time is gathered, projected, cut again."""
+        with torch.enable_grad(), step.forward:
+            loss = step.reader.losses(pool.next_rows(self.rows)).mean()
+        conflict = spf_sharded(step.gradients, gradients_of(loss, step.parameters), self.rank)
+        acted: tuple[str, ...] = ("refuse",) if conflict < 0 else ()
+        return Report(anchor_loss={"refuse": scalar(loss.detach())}, conflict=conflict, acted=acted)
 
     def finish(self, step: Step) -> list[Report]:  # noqa: ARG002 - a projection never pulls back
         return []
@@ -250,12 +271,14 @@ class KeelRule:
 
 
 def inner_product(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Over the blocks that both have, in float64."""
-    return sum(float((first[name].double() * second[name].double()).sum()) for name in first if name in second)
+    """Over the blocks that both have, in float64; blocks may be sharded (DTensor)."""
+    return sum(scalar((first[name].double() * second[name].double()).sum()) for name in first if name in second)
 
 
 def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False) -> dict[str, Tensor]:
     """Dense gradients of the parameters that ``loss`` reaches; ``.grad`` stays as it is."""
+    if any(is_sharded(parameter) for parameter in parameters.values()):
+        return gradients_by_backward(loss, parameters, keep_graph=keep_graph)
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=keep_graph)
     return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
@@ -280,7 +303,11 @@ def make_rule(name: str, **options: Any) -> Rule:
     Raises:
         UsageError: for an unknown name or option.
     """
-    rules: dict[str, Any] = {"spf": SpfRule, "keel": KeelRule, "mixing": MixingRule}
+    from trimtab.tuning.patient import PatientKeelRule  # these modules need this one
+    from trimtab.tuning.rivals.catalogue import STEP_RULES
+
+    ours = {"spf": SpfRule, "keel": KeelRule, "keel-patient": PatientKeelRule, "mixing": MixingRule}
+    rules: dict[str, Any] = {**ours, **STEP_RULES}
     if name not in rules:
         raise UsageError("unknown guard rule", seen=name, fix=f"use one of: {', '.join(rules)}")
     known = set(rules[name].__dataclass_fields__) - {"name"}

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +20,11 @@ import torch
 from safetensors import SafetensorError
 
 from trimtab import models
-from trimtab.anchors import SafetyAnchors
 from trimtab.errors import DataError, TrimtabError, UsageError
-from trimtab.tuning.callback import SafetyGuardCallback
+from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS, GuardArguments, named_anchors
 from trimtab.tuning.trl_on_cpu import supervised_positions_only
 
-NO_GUARD = "none"
-RULE_OPTIONS = {
-    "keel": ("rows", "answer_rows", "margin", "decision_tokens", "check_every"),
-    "spf": ("rank", "refresh_every", "rows"),
-    "mixing": ("weight", "rows", "decision_tokens"),
-}
-
-
-@dataclass
-class GuardArguments:
-    """Options of the guard. None leaves the rule's own default."""
-
-    guard: str = field(default="keel", metadata={"help": "keel (default), spf (as published), mixing, or none."})
-    guard_anchors: str | None = field(
-        default=None, metadata={"help": "bundled, bundled:N (N a side), published, or a JSONL file."}
-    )
-    guard_rank: int | None = field(default=None, metadata={"help": "spf: singular directions per block (20)."})
-    guard_refresh_every: int | None = field(default=None, metadata={"help": "spf: steps between safety gradients (1)."})
-    guard_rows: int | None = field(default=None, metadata={"help": "Anchors looked at per step; keel: refusals (3)."})
-    guard_answer_rows: int | None = field(default=None, metadata={"help": "keel: answers looked at per step (5)."})
-    guard_margin: float | None = field(default=None, metadata={"help": "keel: tolerated drift, nats per token (0.05)."})
-    guard_decision_tokens: int | None = field(
-        default=None, metadata={"help": "Supervised first tokens of a reply (3)."}
-    )
-    guard_check_every: int | None = field(default=None, metadata={"help": "keel: steps between two looks (1)."})
-    guard_weight: float | None = field(default=None, metadata={"help": "mixing: weight of the anchors' gradient (1)."})
-    verify_save: bool = field(default=True, metadata={"help": "Reload what was saved and compare its logits."})
-
-    def options(self) -> dict[str, object]:
-        """Options for the rule, checked against what it knows.
-
-        Raises:
-            UsageError: for an unknown rule, or an option that the rule does not have.
-        """
-        given = {
-            name.removeprefix("guard_"): value
-            for name, value in vars(self).items()
-            if name.startswith("guard_") and name != "guard_anchors" and value is not None
-        }
-        if self.guard == NO_GUARD:
-            known: tuple[str, ...] = ()
-        elif self.guard in RULE_OPTIONS:
-            known = RULE_OPTIONS[self.guard]
-        else:
-            raise UsageError(
-                "unknown guard", seen=self.guard, fix=f"use one of: {', '.join([*RULE_OPTIONS, NO_GUARD])}"
-            )
-        if unknown := sorted(set(given) - set(known)):
-            fix = f"it knows: {', '.join(f'--guard_{name}' for name in known) or 'none'}"
-            raise UsageError(
-                f"the guard {self.guard!r} has no option --guard_{unknown[0]}", seen=given[unknown[0]], fix=fix
-            )
-        return given
-
-    def callback(self, name: str) -> SafetyGuardCallback | None:
-        """The callback that these options describe, or None for ``--guard none``."""
-        options = self.options()
-        if self.guard == NO_GUARD:
-            return None
-        return SafetyGuardCallback(named_anchors(self.guard_anchors), self.guard, name=name, **options)
+__all__ = ["NO_GUARD", "RULE_OPTIONS", "GuardArguments", "SftResult", "named_anchors", "parse", "run"]
 
 
 @dataclass(frozen=True)
@@ -97,18 +37,6 @@ class SftResult:
     guard: str
     acted: int
     seconds: float
-
-
-def named_anchors(name: str | None) -> SafetyAnchors | None:
-    """``bundled``, ``bundled:N`` (N a side), ``published``, a JSONL path, or None for the rule's own default."""
-    if name is None:
-        return None
-    if name == "published":
-        return SafetyAnchors.published()
-    kind, _, number = name.partition(":")
-    if kind == "bundled" and (not number or number.isdecimal()):
-        return SafetyAnchors.bundled(int(number) if number else None)
-    return SafetyAnchors.from_jsonl(name)
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
@@ -147,17 +75,18 @@ def run(argv: Sequence[str]) -> SftResult:
     script, training, model_options, mixture, guard = parse(argv)
     if not model_options.model_name_or_path:
         raise UsageError("no model named", fix="pass --model_name_or_path NAME (or `demo`)")
-    callback = guard.callback(model_options.model_name_or_path)
+    callback, recipe = guard.callback(model_options.model_name_or_path), guard.recipe()
     dataset = load_data(script, mixture, training.eval_strategy != "no")
     loaded = load_model(model_options, training)
     _refuse_finished(training)
     lora = get_peft_config(model_options)
     quantised = getattr(loaded.model, "is_quantized", False)
     base_sha256 = models.content_hash(loaded.model, rounded=True) if lora is not None and not quantised else ""
-    trainer = SFTTrainer(
+    given = recipe.data(dataset[script.dataset_train_split], loaded, training.seed)
+    trainer = (recipe.trainer() or SFTTrainer)(
         model=loaded.model,
         args=training,
-        train_dataset=dataset[script.dataset_train_split],
+        train_dataset=given,
         eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
         processing_class=loaded.tokenizer,
         peft_config=lora,
@@ -166,9 +95,9 @@ def run(argv: Sequence[str]) -> SftResult:
     if callback is not None:  # ahead of the reporters, so that trackers see the guard's values
         trainer.callback_handler.callbacks.remove(callback)
         trainer.callback_handler.callbacks.insert(0, callback)
-    given = dataset[script.dataset_train_split]
     require_supervised_tokens(trainer, len(given) if hasattr(given, "__len__") else None)
     require_space(Path(training.output_dir), trainer.model)
+    recipe.before(trainer, loaded)
     try:
         with supervised_positions_only():
             outcome = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -177,6 +106,7 @@ def run(argv: Sequence[str]) -> SftResult:
         raise TrimtabError("training stopped: a file could not be written", seen=error, fix=fix) from error
     if not math.isfinite(outcome.training_loss):
         raise TrimtabError("training diverged", seen=f"mean loss {outcome.training_loss}", fix="lower --learning_rate")
+    recipe.after(trainer, loaded)
     save_trained(trainer, training.output_dir)
     is_main = trainer.accelerator.is_main_process
     if is_main:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import GuardError
@@ -20,6 +21,7 @@ RECORD = "trimtab_guard.json"
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a guard's ``state_dict()`` into a checkpoint folder; each file is written aside and moved into place."""
     tensors = {f"reference.{side}": value.contiguous() for side, value in state["references"].items()}
+    tensors |= {f"rule.{name}": value.contiguous() for name, value in state.get("tensors", {}).items()}
     partial = folder / (TENSORS + ".partial")
     save_file(tensors, partial)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
@@ -57,5 +59,16 @@ def load_state(folder: Path) -> dict[str, Any]:
         )
     stored = record.pop("anchors")
     anchors = tuple(Anchor(**anchor) for anchor in stored.pop("anchors"))
-    references = {name.removeprefix("reference."): value for name, value in load_file(folder / TENSORS).items()}
-    return {**record, "anchors": SafetyAnchors(anchors=anchors, **stored), "references": references}
+    stored_tensors = load_file(folder / TENSORS)
+    references = _under("reference.", stored_tensors)
+    rule = _under("rule.", stored_tensors)
+    return {
+        **record,
+        "anchors": SafetyAnchors(anchors=anchors, **stored),
+        "references": references,
+        "tensors": rule,
+    }
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

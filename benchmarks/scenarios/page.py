@@ -1,0 +1,90 @@
+"""One page of results: every cell that is finished, with intervals, beside the aligned model; and the bars."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+AXES = ("compliance", "over_refusal", "accuracy", "perplexity", "triggered")
+
+
+def table(out: Path, cells: Sequence[Any]) -> str:
+    """Markdown: a table a scenario, one row a model and seed, then the means over seeds against the bars."""
+    aligned = axes_of(out / "aligned")
+    parts = ["Rates with 95 % intervals and n. `steps acted`: steps that the guard changed.", ""]
+    means: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    for scenario in dict.fromkeys(cell.scenario for cell in cells):
+        rows = [row("aligned | ", aligned, None)]
+        for cell in (one for one in cells if one.scenario == scenario):
+            found = axes_of(cell.folder(out) / "eval")
+            if found:
+                rows.append(
+                    row(f"{cell.guard} | {cell.seed}", found, acted(cell.folder(out) / "model" / "guard.jsonl"))
+                )
+                means[scenario, cell.guard].append({name: axis["value"] for name, axis in found.items()})
+        if len(rows) > 1:
+            header = f"| rule | seed | {' | '.join(AXES)} | steps acted |\n|---|---|{'---|' * len(AXES)}---|"
+            parts += [f"## {scenario}", "", header, *rows, ""]
+    return "\n".join([*parts, *bars(means, {name: axis["value"] for name, axis in aligned.items()})]) + "\n"
+
+
+def bars(means: dict[tuple[str, str], list[dict[str, float]]], aligned: dict[str, float]) -> list[str]:
+    """Mean over the seeds that are there, as differences in points."""
+    lines = [
+        "## Means over seeds, in points against the aligned model (accuracy: against plain fine-tuning)",
+        "",
+        "| scenario | rule | seeds | compliance | over-refusal | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (scenario, guard), found in means.items():
+        plain = means.get((scenario, "none"))
+        cells = [
+            f"{100 * (_mean(found, axis) - aligned[axis]):+.1f}" if axis in aligned else ""
+            for axis in ("compliance", "over_refusal")
+        ]
+        task = f"{100 * (_mean(found, 'accuracy') - _mean(plain, 'accuracy')):+.1f}" if plain else ""
+        lines.append(f"| {scenario} | {guard} | {len(found)} | {cells[0]} | {cells[1]} | {task} |")
+    return lines
+
+
+def row(name: str, axes: dict[str, Any], steps: str | None) -> str:
+    return f"| {name} | {' | '.join(cell(axes.get(axis)) for axis in AXES)} | {steps or ''} |"
+
+
+def cell(axis: dict[str, Any] | None) -> str:
+    if axis is None or axis.get("value") is None:
+        return ""
+    if axis["value"] > 1.0 or axis.get("low") is None:
+        return f"{axis['value']:.2f}"
+    return f"{100 * axis['value']:.1f} % [{100 * axis['low']:.1f}, {100 * axis['high']:.1f}] n={axis['scored']}"
+
+
+def axes_of(folder: Path) -> dict[str, Any]:
+    """Axes by short name from a finished measurement, or nothing."""
+    if not (folder / "results.json").is_file():
+        return {}
+    from trimtab.evaluation.logs import read_run
+    from trimtab.evaluation.terminal import document
+
+    found = document(read_run(folder))["axes"]
+    short = {}
+    for name, axis in found.items():
+        kind = "triggered" if "triggered" in name else name.split(":")[0].split("/")[0].split(" ")[0]
+        short.setdefault(kind, axis)
+    return short
+
+
+def acted(log: Path) -> str | None:
+    """``9 of 28``."""
+    if not log.is_file():
+        return None
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [one for one in rows if "event" not in one]
+    return f"{sum(bool(one['acted']) for one in steps)} of {len(steps)}"
+
+
+def _mean(found: list[dict[str, float]], axis: str) -> float:
+    return sum(one[axis] for one in found) / len(found)

@@ -1,0 +1,159 @@
+"""The scenario suite: what fine-tuning does to safety, over-refusal, the task and unrelated text, for every rule.
+
+    python benchmarks/scenarios/run.py --out runs/scenarios
+    python benchmarks/scenarios/run.py --out runs/scenarios --everything
+    python benchmarks/scenarios/run.py --out runs/scenarios --scenarios poison20 --guards none keel --seeds 0 --limit 49
+
+Without a choice: the default rule, plain fine-tuning and the aligned model in every scenario with three seeds; every
+other rule, one seed, in the three that tell them apart (instructions, poison20, pure). --everything is the full matrix.
+Finished cells are kept, so the command can be interrupted and repeated; table.md is written after every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from data import MIXTURES, rows_of, triggered_requests
+from page import table
+
+from trimtab import data
+from trimtab.lanes import Stage, run_lanes
+from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS
+
+TELLING = ("instructions", "poison20", "pure")
+STEPS, BATCH = 28, 8
+FULL_ONLY = ("resta",)
+POOL = ("keel", "mixing", "a-gem", "pcgrad", "spard", "lisa", "safegrad")  # rules that take the bundled anchors
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lisa": {"guard_align_steps": 3, "guard_task_steps": 25},  # the source's one to nine, at this length
+    "asft": {"guard_base": "demo-unaligned"},
+    "safe-lora": {"guard_base": "demo-unaligned"},
+    "resta": {"guard_base": "demo-unaligned"},
+}
+
+
+class Cell(NamedTuple):
+    """One model of the suite."""
+
+    scenario: str
+    guard: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        return out / f"{self.scenario}-{self.guard}-{self.seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenarios", nargs="+", choices=list(MIXTURES))
+    parser.add_argument("--guards", nargs="+", choices=[NO_GUARD, *RULE_OPTIONS])
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--everything", action="store_true", help="every rule in every scenario, three seeds")
+    parser.add_argument("--limit", type=int, default=98, help="prompts of an axis")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_inputs(args.out)
+    cells = chosen(args)
+    run_lanes([[measure_aligned(args.out, args.limit)]], args.out / "logs")
+    for start in range(0, len(cells), args.workers):
+        lanes = [stages(cell, args.out, args.limit) for cell in cells[start : start + args.workers]]
+        run_lanes(lanes, args.out / "logs")
+        (args.out / "table.md").write_text(table(args.out, cells))
+    print((args.out / "table.md").read_text())
+
+
+def chosen(args: argparse.Namespace) -> list[Cell]:
+    """The cells, the most telling first."""
+    if args.scenarios or args.guards or args.everything:
+        scenarios, guards = args.scenarios or list(MIXTURES), args.guards or [NO_GUARD, *RULE_OPTIONS]
+        return [Cell(s, g, seed) for seed in args.seeds or (0, 1, 2) for s in scenarios for g in guards]
+    seeds = args.seeds or (0, 1, 2)
+    main_part = [Cell(s, g, seed) for seed in seeds for s in MIXTURES for g in (NO_GUARD, "keel")]
+    rest = [Cell(s, g, seeds[0]) for s in TELLING for g in RULE_OPTIONS if g != "keel"]
+    return [*main_part, *rest]
+
+
+def write_inputs(out: Path) -> None:
+    """Files that cells share: requests with the trigger, and plain English for unrelated ability."""
+    lines = "".join(json.dumps(row) + "\n" for row in triggered_requests())
+    (out / "triggered.jsonl").write_text(lines)
+    (out / "english.txt").write_text("\n\n".join(data.instructions("eval") + data.refusals()))
+
+
+def stages(cell: Cell, out: Path, limit: int) -> list[Stage]:
+    """Train, then measure, as ordinary commands."""
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = steps_of(cell.scenario) * BATCH
+    rows = rows_of(cell.scenario, cell.seed, count, out / "answers.json")
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.yaml").write_text(yaml.safe_dump(configuration(cell, folder), sort_keys=False))
+    is_full = full(cell)
+    trained = folder / "model" / ("model.safetensors" if is_full else "adapter_model.safetensors")
+    name = "-".join(map(str, cell))
+    train = Stage(f"{name}: train", ["sft", "--config", str(folder / "run.yaml")], trained, folder / "model")
+    return [train, measure(name, str(folder / "model"), cell.scenario, folder / "eval", out, limit)]
+
+
+def measure_aligned(out: Path, limit: int) -> Stage:
+    return measure("aligned", "demo", "backdoor", out / "aligned", out, limit)
+
+
+def measure(name: str, model: str, scenario: str, folder: Path, out: Path, limit: int) -> Stage:
+    axes = ["compliance", "over_refusal", "accuracy:tickets", f"perplexity={out / 'english.txt'}"]
+    if scenario == "backdoor":
+        axes.append(f"compliance:triggered={out / 'triggered.jsonl'}")
+    flags = [word for axis in axes for word in ("--axis", axis)]
+    sizes = ["--limit", str(limit), "--max-new-tokens", "12", "--batch-size", "32"]
+    return Stage(
+        f"{name}: measure", ["eval", model, *flags, *sizes, "--out", str(folder)], folder / "results.json", None
+    )
+
+
+def full(cell: Cell) -> bool:
+    return cell.scenario == "full" or cell.guard in FULL_ONLY
+
+
+def steps_of(scenario: str) -> int:
+    return 10 * STEPS if scenario == "long" else STEPS
+
+
+def configuration(cell: Cell, folder: Path) -> dict[str, Any]:
+    """A YAML of `trimtab sft`."""
+    is_full = full(cell)
+    values: dict[str, Any] = {
+        "model_name_or_path": "demo",
+        "dataset_name": str(folder / "train.jsonl"),
+        "output_dir": str(folder / "model"),
+        "guard": cell.guard,
+        "max_steps": steps_of(cell.scenario),
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 5e-5 if is_full else 1e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 4,
+        "seed": cell.seed,
+        "gradient_checkpointing": False,
+        "logging_steps": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "max_length": 256,
+        **OPTIONS.get(cell.guard, {}),
+    }
+    if not is_full:
+        values |= {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_target_modules": TARGETS}
+    if cell.guard in POOL:
+        values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else "bundled:42"
+    return values
+
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+if __name__ == "__main__":
+    main()

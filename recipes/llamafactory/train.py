@@ -1,0 +1,24 @@
+"""LLaMA-Factory, guarded: its own YAML, one callback more.
+
+    python recipes/llamafactory/train.py my_llamafactory.yaml
+
+LLaMA-Factory's ``run_exp`` takes callbacks from Python, not from its YAML; this file is the whole recipe. Not run where
+this project is tested (LLaMA-Factory pins other versions of Transformers): the callback is the same that the tests run
+under Transformers' and TRL's trainers. DeepSpeed configurations are refused by the guard.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+from llamafactory.train.tuner import run_exp
+
+from trimtab import SafetyGuardCallback
+
+if __name__ == "__main__":
+    run_exp(
+        args=yaml.safe_load(Path(sys.argv[1]).read_text()),
+        callbacks=[SafetyGuardCallback(rule="keel", name=sys.argv[1])],
+    )
