@@ -1,0 +1,161 @@
+"""``trimtab patch``: from a model's name to a saved, verified repair.
+
+Covered: loading, before and after on the evaluation prompts, the decision, saving, the card. Not covered: the repair
+itself (``methods.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab import models
+from trimtab.comparison import Policy, Run
+from trimtab.errors import DataError
+from trimtab.evaluation.runner import default_axes, evaluate
+from trimtab.models import LoadedModel
+from trimtab.patching import save
+from trimtab.patching.adapters import require_finite
+from trimtab.patching.methods import Patched, PatchSettings, apply
+from trimtab.patching.texts import near_duplicates
+from trimtab.patching.verify import Verdict, decide
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """What ``run`` did. ``saved``: folder, or None. ``bytes``: of the weights written."""
+
+    saved: str | None
+    changed: bool
+    samples: int
+    steps: int
+    repair_seconds: float
+    seconds: float
+    bytes: int
+    refusals: tuple[str, ...]
+    notes: tuple[str, ...]
+    verdict: Verdict | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 saved or nothing to do, 3 refused."""
+        return 3 if self.refusals and self.saved is None else 0
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        notes = [f"note: {note}" for note in self.notes]
+        if not self.changed:
+            return ["not broken: nothing was changed, nothing was written", *notes]
+        done = (
+            f"{self.samples} sample{'s' if self.samples > 1 else ''}, {self.steps} steps, {self.repair_seconds:.0f} s "
+            f"of repair, {self.seconds:.0f} s in all"
+        )
+        if self.saved is None:
+            fix = "nothing was written; --force saves it all the same, --aligned and --keep make a better repair"
+            return [*(f"REFUSED: {reason}" for reason in self.refusals), fix, done, *notes]
+        forced = [f"forced although: {reason}" for reason in self.refusals]
+        return [f"saved to {self.saved} ({self.bytes / 1e6:.1f} MB): {done}", *forced, *notes]
+
+
+def run(name: str, out: Path, settings: PatchSettings, *, evaluation: Path | None = None, say: Say = print,
+        **how: Any) -> PatchResult:  # fmt: skip
+    """Load, measure, repair, save, load again, measure again, compare, and keep or drop.
+
+    Args:
+        out: folder for the adapter or model; must not exist, and appears only when the repair is accepted.
+        evaluation: folder for the logs of before and after, kept in any case; default ``out`` + "-eval".
+        how: passed to ``models.load`` (dtype, device, chat_template, revision).
+
+    Raises:
+        as ``patch``; UsageError where ``out`` is not empty.
+    """
+    started = time.monotonic()
+    _require_disjoint(settings)
+    scratch = save.Scratch(out)
+    try:
+        loaded = models.load(name, **how)
+        require_finite(loaded)
+        logs = evaluation or out.with_name(out.name + "-eval")
+        before = _measure(loaded, settings, logs / "before")
+        ancestor = None if settings.aligned in ("auto", "none") else models.load(settings.aligned)
+        standard = _measure(ancestor, settings, logs / "aligned") if ancestor is not None else None
+        patched = apply(loaded, settings, ancestor, say)
+        if not patched.changed:
+            say("the model was not broken: nothing was written")
+            return _result(None, patched, started, 0, None)
+        size, again = _write(patched, loaded, scratch.path, settings, how)
+        if standard is None and patched.details.get("ancestor"):  # the base under the adapter
+            standard = _measure(models.load(patched.base), settings, logs / "aligned")
+        after = _measure(replace(again, name=str(out)), settings, logs / "after")
+        verdict = decide(before, after, standard, Policy())
+        if not verdict.refusals or settings.force:
+            _document(scratch.path, name, patched, verdict, settings)
+            scratch.accept()
+            return _result(out, patched, started, size, verdict)
+        return _result(None, patched, started, size, verdict)
+    finally:
+        scratch.drop()
+
+
+def _require_disjoint(settings: PatchSettings) -> None:
+    """Nothing that the repair learns from may be among the prompts that judge it."""
+    learnt = [anchor.request for anchor in settings.samples.anchors] if settings.samples else []
+    learnt += [chat[-1]["content"] for chat in settings.keep]
+    asked = [prompt.text for axis in settings.axes or default_axes() for prompt in axis.prompts().prompts]
+    if shared := near_duplicates(learnt, asked):
+        seen = f"{len(shared)}, first: {shared[0][:60]!r}"
+        raise DataError("samples or prompts to keep are among the verified prompts", seen=seen, fix="take others")
+
+
+def _measure(loaded: LoadedModel, settings: PatchSettings, folder: Path) -> Run:
+    return evaluate(
+        loaded,
+        settings.axes or None,
+        out=folder,
+        limit=settings.limit,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        progress=False,
+    )
+
+
+def _write(
+    patched: Patched, loaded: LoadedModel, folder: Path, settings: PatchSettings, how: dict[str, Any]
+) -> tuple[int, LoadedModel]:
+    """Save, load back, compare logits; the loaded one is what is verified."""
+    expected = save.probe(replace(loaded, model=patched.model))
+    known = {key: value for key, value in how.items() if key != "revision"}
+    if settings.full or settings.merged:
+        whole = patched.model if settings.full else patched.model.merge_and_unload()
+        size = save.write_model(whole, loaded.tokenizer, folder)
+        return size, save.reload(folder, expected, exact=False, **known)
+    size = save.write_adapter(patched.model, loaded.tokenizer, folder, patched.base)
+    exact = next(patched.model.parameters()).dtype.itemsize == 4
+    return size, save.reload(folder, expected, exact=exact, **known)
+
+
+def _document(folder: Path, name: str, patched: Patched, verdict: Verdict, settings: PatchSettings) -> None:
+    from trimtab import reports
+
+    notes = [*patched.notes, *verdict.warnings]
+    if verdict.refusals:
+        notes.append(f"saved by --force although: {'; '.join(verdict.refusals)}")
+    table = reports.to_markdown([verdict.comparison])
+    (folder / "README.md").write_text(save.card(f"{name}, repaired", patched.what, table, notes), encoding="utf-8")
+    save.record(folder, {
+        "given": name, "base": patched.base, "method": settings.method, "samples": patched.samples,
+        "steps": patched.steps, "seconds": round(patched.seconds, 1), "forced": bool(verdict.refusals),
+        "refusals": list(verdict.refusals), "notes": notes, "details": patched.details,
+    })  # fmt: skip
+
+
+def _result(out: Path | None, patched: Patched, started: float, size: int, verdict: Verdict | None) -> PatchResult:
+    notes = [*patched.notes, *(verdict.warnings if verdict else ())]
+    return PatchResult(str(out) if out else None, patched.changed, patched.samples, patched.steps,
+                       round(patched.seconds, 1), round(time.monotonic() - started, 1), size,
+                       verdict.refusals if verdict else (), tuple(notes), verdict)  # fmt: skip

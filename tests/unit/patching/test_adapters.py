@@ -1,0 +1,142 @@
+"""The repair as an adapter: exact on disk, composable, and without a trace where it is off."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tests.tiny import tiny_model
+
+from trimtab.errors import GuardError, ModelError
+from trimtab.models import LoadedModel, content_hash
+from trimtab.patching.adapters import LowRank, attach, base_sha256, combined, detach, finish, require_effect
+
+IDS = torch.randint(4, 30, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def adapted(rank: int = 4, **options: object) -> LoadedModel:
+    """A tiny model with a LoRA adapter that does something."""
+    loaded = tiny_model()
+    model = get_peft_model(
+        loaded.model, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    )
+    _shake(model, "default")
+    return replace(loaded, model=model.eval())
+
+
+def _shake(model: torch.nn.Module, name: str) -> None:
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if f"lora_B.{name}." in key:
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
+
+
+def _logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_given_and_base_are_bit_identical_while_the_repair_is_off(with_adapter: bool) -> None:
+    loaded = adapted() if with_adapter else tiny_model()
+    given, base = _logits(loaded.model), _logits(tiny_model().model)
+    bench = attach(loaded)
+    assert torch.equal(_logits(bench.model), given), "an empty repair must change nothing"
+    _shake(bench.model, "patch")
+    assert not torch.allclose(_logits(bench.model), given)
+    with bench.as_given():
+        assert torch.equal(_logits(bench.model), given)
+    with bench.as_base():
+        assert torch.equal(_logits(bench.model), base)
+    assert all(".patch." in name for name in bench.parameters)
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_saved_and_reloaded_is_bit_identical_and_merged_agrees(with_adapter: bool, tmp_path: Path) -> None:
+    bench = attach(adapted() if with_adapter else tiny_model(), rank=3, alpha=5)
+    _shake(bench.model, "patch")
+    apart = _logits(bench.model)
+    model = finish(bench)
+    together = _logits(model)
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)  # [B1, B2][A1; A2] sums in another order
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model().model, str(tmp_path)).eval()
+    assert torch.equal(_logits(again), together)
+    merged = _logits(again.merge_and_unload())
+    assert float((merged - together).abs().max()) <= 1e-4 * max(1.0, float(together.abs().max()))
+
+
+def test_given_adapter_and_repair_add_up_exactly() -> None:
+    bench = attach(adapted(), rank=3, alpha=6)
+    _shake(bench.model, "patch")
+    changes = combined(bench)
+    for name, layer in bench.layers.items():
+        expected = sum(layer.scaling[k] * layer.lora_B[k].weight @ layer.lora_A[k].weight for k in ("default", "patch"))
+        torch.testing.assert_close(changes[name].B @ changes[name].A, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_given_adapter_on_some_layers_only_is_kept_whole() -> None:
+    loaded = tiny_model()
+    model = get_peft_model(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    _shake(model, "default")
+    bench = attach(replace(loaded, model=model.eval()), rank=2)
+    _shake(bench.model, "patch")
+    apart = _logits(bench.model)
+    torch.testing.assert_close(_logits(finish(bench)), apart, atol=1e-5, rtol=0)
+
+
+def test_the_base_hash_is_that_of_the_plain_model() -> None:
+    plain = content_hash(tiny_model().model, rounded=True)
+    assert base_sha256(finish(attach(adapted()))) == plain
+    assert base_sha256(finish(attach(tiny_model()))) == plain
+
+
+def test_detach_gives_the_model_back() -> None:
+    for loaded in (tiny_model(), adapted()):
+        before, names = _logits(loaded.model), set(copy.deepcopy(loaded.model).state_dict())
+        bench = attach(loaded)
+        _shake(bench.model, "patch")
+        again = detach(bench)
+        assert torch.equal(_logits(again.model), before)
+        assert set(again.model.state_dict()) == names
+
+
+def test_place_scale_and_size_agree() -> None:
+    bench = attach(tiny_model(), rank=4)
+    draw = torch.Generator().manual_seed(2)
+    name, layer = next(iter(bench.layers.items()))
+    A, B = torch.randn(2, layer.in_features, generator=draw), torch.randn(layer.out_features, 2, generator=draw)
+    bench.place({name: LowRank(A, B)})
+    assert bench.size() == pytest.approx(float((B @ A).norm()), rel=1e-5)
+    bench.scale(bench.read(), 0.5)
+    assert bench.size() == pytest.approx(0.5 * float((B @ A).norm()), rel=1e-5)
+
+
+def test_an_edit_without_effect_raises() -> None:
+    with pytest.raises(GuardError, match="changed nothing"):
+        require_effect(attach(tiny_model()))
+
+
+def test_weights_that_are_not_finite_raise_and_name_the_tensor() -> None:
+    loaded = tiny_model()
+    with torch.no_grad():
+        loaded.model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="up_proj"):
+        attach(loaded)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_given_adapters_that_are_more_than_lora_raise(options: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match="more than LoRA"):
+        attach(adapted(**options))
+
+
+def test_no_dropout_is_active() -> None:
+    bench = attach(adapted(lora_dropout=0.5))
+    assert torch.equal(_logits(bench.model), _logits(bench.model))
+    assert not bench.model.training
