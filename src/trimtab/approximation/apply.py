@@ -1,0 +1,314 @@
+"""Put approximations on a model and take them off without a trace.
+
+Everything is hooks, plus (only where asked for) the model's attention implementation and the forward of
+stacked experts; all three are restored exactly, so logits afterwards are bit for bit those of before.
+
+Covered: composition, adapters (PEFT), generation, any cache, batches with padding, a shared prefix read once (unless a
+technique needs whole rows, which ``prefix.supports`` is told), ``torch.compile`` after approximating.
+Not covered: two approximations of one model at once (compose them with "+").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.approximation.attention import AttentionEdits, switch_on
+from trimtab.approximation.naming import parse
+from trimtab.approximation.sites import LayerSites, base_of, find_sites
+from trimtab.approximation.technique import Edit, OutOfRange, Rows, Subject
+from trimtab.errors import ApproximationError, UsageError
+
+Undo = Callable[[], None]
+LABEL, WHOLE_ROWS = "_trimtab_approximation", "_trimtab_whole_rows"
+
+
+class Approximation:
+    """What is on a model now. ``label``: canonical string; ``notes``: what a reader must know of each technique."""
+
+    def __init__(self, base: Any, label: str, notes: list[str], edits: Sequence[Edit], undo: Undo) -> None:
+        self.base, self.label, self.notes, self.edits, self._undo = base, label, notes, edits, undo
+
+    def out_of_range(self) -> dict[int, tuple[float, float, float]]:
+        """Layer -> share of values outside a polynomial's range so far, smallest and largest value seen."""
+        counted = [getattr(edit.function, "out_of_range", None) for edit in self.edits]
+        found: dict[int, tuple[float, float, float]] = {}
+        for counter in counted:
+            if isinstance(counter, OutOfRange):
+                for layer, (outside, total, low, high) in counter.seen.items():
+                    found[layer] = (outside / max(total, 1), low, high)
+        return found
+
+    def remove(self) -> None:
+        """Take it off; a second call does nothing."""
+        undo, self._undo = self._undo, lambda: None
+        undo()
+
+
+@contextmanager
+def approximate(
+    model: Any, name: str, *, calibration: Any = None, calibration_rows: Sequence[Sequence[int]] | None = None
+) -> Iterator[Approximation]:
+    """Approximate a model inside a ``with`` block.
+
+    Args:
+        model: a Transformers causal model, one in a PEFT wrapper, or a ``LoadedModel``.
+        name: e.g. "teal:0.5", "bolt+a8", "noise:up=0.05,layers=0-3".
+        calibration: a ``Calibration`` collected before, for techniques that need one.
+        calibration_rows: token ids to calibrate on; default: bundled instructions by the model's own chat template.
+
+    Raises:
+        UsageError: an unknown name, a value out of range, a model that is approximated already.
+        ModelError: the model has no such site. ApproximationError: the technique does not fit the model, or (while it
+            runs) left its range.
+    """
+    active = attach(model, name, calibration=calibration, calibration_rows=calibration_rows)
+    try:
+        yield active
+    finally:
+        active.remove()
+
+
+def attach(
+    model: Any, name: str, *, calibration: Any = None, calibration_rows: Sequence[Sequence[int]] | None = None
+) -> Approximation:
+    """As ``approximate``, until ``remove`` is called."""
+    techniques = parse(name)
+    inner = getattr(model, "model", model) if hasattr(model, "tokenizer") else model
+    base = base_of(inner)
+    if active_label(base):
+        raise UsageError(
+            "this model is approximated already", seen=active_label(base), fix='compose in one name: "bolt+a8"'
+        )
+    layers, rows = find_sites(base), Rows()
+    _check_layers(techniques, layers)
+    found: list[Any] = [calibration]
+
+    def calibrated() -> Any:
+        if found[0] is None:
+            from trimtab.approximation.calibration import collect
+
+            found[0] = collect(base, layers, calibration_rows or _default_rows(model, base))
+        return found[0]
+
+    subject = Subject(base, layers, rows, calibrated)
+    edits = [edit for technique in techniques for edit in technique.edits(subject)]
+    notes = [note for technique in techniques for note in technique.notes(subject)]
+    label = "+".join(technique.label for technique in techniques)
+    undo = install(base, layers, edits, rows)
+    setattr(base, LABEL, label)
+    setattr(base, WHOLE_ROWS, any(technique.whole_rows for technique in techniques))
+
+    def clean() -> None:
+        delattr(base, LABEL)
+        delattr(base, WHOLE_ROWS)
+        undo()
+
+    return Approximation(base, label, notes, edits, clean)
+
+
+def active_label(model: Any) -> str:
+    """The canonical name of what is on a model, or ""."""
+    return str(getattr(base_of(model), LABEL, ""))
+
+
+@contextmanager
+def installed(base: Any, layers: Sequence[LayerSites], edits: Sequence[Edit], rows: Rows) -> Iterator[None]:
+    """Edits inside a ``with`` block, without a name."""
+    undo = install(base, layers, edits, rows)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def install(base: Any, layers: Sequence[LayerSites], edits: Sequence[Edit], rows: Rows) -> Undo:
+    """Install edits in order; returns what removes them all."""
+    undo: list[Undo] = [_watch_rows(base, rows)]
+    try:
+        for layer in layers:
+            own = [edit for edit in edits if edit.layer == layer.index]
+            if own:
+                undo += _install_layer(layer, own, rows)
+        attention = {layer.attention: found for layer in layers if (found := _attention_edits(layer.index, edits))}
+        if attention:
+            undo.append(switch_on(base, attention))
+    except BaseException:
+        _run_backwards(undo)
+        raise
+    return lambda: _run_backwards(undo)
+
+
+def _run_backwards(undo: list[Undo]) -> None:
+    while undo:
+        undo.pop()()
+
+
+def _install_layer(layer: LayerSites, edits: Sequence[Edit], rows: Rows) -> list[Undo]:
+    targets: dict[str, nn.Module | None] = {
+        "attn_in": layer.attention,
+        "attn_out": layer.attention_out,
+        "up": layer.mlp,
+        "down": layer.down,
+    }
+    undo: list[Undo] = []
+    for edit in edits:
+        if edit.site in targets:
+            target = targets[edit.site]
+            if edit.linear is not None:
+                target = {"attn_in": layer.attention_in, "up": layer.up}[edit.site][edit.linear]
+            if target is not None:
+                undo.append(_before(target, edit.function))
+        elif edit.site == "activation":
+            undo.append(_instead(layer.activation, edit.function))
+        elif edit.site == "norm":
+            undo += [_scaled_norm(norm, edit.function) for norm in layer.norms]
+    if layer.experts:
+        downs = [edit.function for edit in edits if edit.site == "down"]
+        undo.append(_open_experts(layer.mlp, downs, rows))
+    return undo
+
+
+def _before(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Undo:
+    """Change the module's input: its first positional argument, or ``hidden_states``."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (function(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
+def _instead(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Undo:
+    """Put a function in the place of an activation module."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return function(args[0]).to(output.dtype)
+
+    return module.register_forward_hook(hook).remove
+
+
+def _scaled_norm(module: nn.Module, inverse_root: Callable[[Tensor], Tensor]) -> Undo:
+    """RMS norm with another 1/sqrt, applied to the sum of squares; right for any convention of the weight."""
+    epsilon = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), 0.0)
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        squares = args[0].float().square().sum(-1, keepdim=True) + args[0].shape[-1] * epsilon
+        changed: Tensor = output * (inverse_root(squares) * squares.sqrt()).to(output.dtype)
+        return changed
+
+    return module.register_forward_hook(hook).remove
+
+
+def _open_experts(module: Any, downs: Sequence[Callable[[Tensor], Tensor]], rows: Rows) -> Undo:
+    """Run stacked experts one by one, so that the activation is a module call and the down input can be edited.
+
+    Raises:
+        ApproximationError: for experts with biases, without a gate, or with transposed weights.
+    """
+    odd = [name for name in ("has_bias", "is_transposed", "has_post_expert_norm") if getattr(module, name, False)]
+    if odd or not getattr(module, "has_gate", True) or not hasattr(module, "act_fn"):
+        raise ApproximationError("these experts are of a kind that is not supported", seen=odd or type(module).__name__)
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        total = torch.zeros_like(hidden_states)  # tokens x hidden
+        for expert in top_k_index.unique().tolist():
+            token, place = torch.where(top_k_index == expert)
+            if expert >= module.num_experts:
+                continue
+            rows.selected = token
+            both = nn.functional.linear(hidden_states[token], module.gate_up_proj[expert])
+            gate, up = both.chunk(2, dim=-1)
+            value = module.act_fn(gate) * up
+            for function in downs:
+                value = function(value)
+            rows.selected = None
+            value = nn.functional.linear(value, module.down_proj[expert]) * top_k_weights[token, place, None]
+            total.index_add_(0, token, value.to(total.dtype))
+        return total
+
+    module.forward = forward
+
+    def undo() -> None:
+        del module.forward
+
+    return undo
+
+
+def _attention_edits(layer: int, edits: Sequence[Edit]) -> AttentionEdits | None:
+    """The functions of one layer's attention, composed in order; None where there are none."""
+    own = [edit for edit in edits if edit.layer == layer and edit.site in ("query", "key", "value", "softmax")]
+    if not own:
+        return None
+    if sum(edit.site == "softmax" for edit in own) > 1:
+        raise UsageError("two techniques replace the softmax's exponential", fix="give one of them softmax=no")
+    found = AttentionEdits()
+    for edit in own:
+        field = "exp" if edit.site == "softmax" else edit.site
+        before = getattr(found, field)
+        setattr(found, field, edit.function if before is None else _after(before, edit.function))
+    return found
+
+
+def _after(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: second(first(x))
+
+
+def _watch_rows(base: nn.Module, rows: Rows) -> Undo:
+    """Note positions, ids and padding of each forward pass."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs.get("input_ids")
+        shaped = ids if ids is not None else kwargs.get("inputs_embeds")
+        if shaped is None:
+            return
+        count, width = shaped.shape[:2]
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            rows.real = mask[:, -width:].bool()
+            positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
+        else:
+            cache = kwargs.get("cache", kwargs.get("past_key_values"))
+            past = int(cache.get_seq_length()) if cache is not None else 0
+            rows.real = torch.ones(count, width, dtype=torch.bool, device=shaped.device)
+            positions = (past + torch.arange(width, device=shaped.device)).expand(count, width)
+        given = kwargs.get("position_ids")
+        rows.positions = given.expand(count, width) if isinstance(given, Tensor) and given.dim() == 2 else positions
+        rows.ids = ids if ids is not None else torch.zeros_like(rows.positions)
+
+    return base.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
+def _check_layers(techniques: Sequence[Any], layers: Sequence[LayerSites]) -> None:
+    for technique in techniques:
+        if not any(layer.index in technique.layers for layer in layers):
+            seen = f"{technique.label}; the model has layers 0 to {len(layers) - 1}"
+            raise UsageError("that range holds no layer of this model", seen=seen, fix="choose layers=FIRST-LAST")
+
+
+def _default_rows(model: Any, base: Any) -> Sequence[Sequence[int]]:
+    """Rows by the model's own tokenizer: given with a ``LoadedModel``, else found by the model's name."""
+    from trimtab.approximation.calibration import default_rows
+
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(str(getattr(base, "name_or_path", "")))
+    return default_rows(tokenizer)
+
+
+def _tokenizer_of(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from trimtab.demo_model import dequantised
+    from trimtab.models import DEMO_NAMES
+
+    try:
+        return AutoTokenizer.from_pretrained(dequantised() if name in DEMO_NAMES else name)
+    except (OSError, ValueError) as error:
+        fix = "give trimtab's LoadedModel instead of the bare model, or calibration_rows=[[...], ...]"
+        raise ApproximationError("this technique calibrates, and no tokenizer was found", seen=name, fix=fix) from error

@@ -1,0 +1,251 @@
+"""Quantised activations, weights in full precision: per token, SmoothQuant, OmniQuant's learnt scales, the KV cache.
+
+Values are rounded and scaled back ("fake quantisation"): what is measured is the rounding, not a kernel. Smoothing is
+applied to the input alone: rounding x / s and multiplying by s again equals rounding the smoothed model's input, since
+the weights stay exact; so no weight is touched.
+
+Covered: symmetric per token (A8 ... A2); SmoothQuant (ICML 2023) on the inputs of attention and of the up projection,
+the other inputs unsmoothed, as its code does; OmniQuant's learnable equivalent transformation (ICLR 2024), asymmetric
+per token, query, key and value too; keys and values of the cache, asymmetric for each token and head.
+Not covered: weight quantisation (name a quantised checkpoint as the model), static scales, OmniQuant's query-key and
+value-output smoothing, which its code cannot do under grouped-query attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.approximation.calibration import Calibration
+from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
+from trimtab.approximation.sites import INPUT_SITES, LayerSites, Site
+from trimtab.approximation.technique import Edit, Subject
+
+LEAST = 1e-5
+FITTING_STEPS, FITTING_RATE, FITTING_TOKENS = 20, 5e-3, 256
+_SMOOTHED: tuple[Site, ...] = ("attn_in", "up")
+
+
+def round_symmetric(x: Tensor, bits: int) -> Tensor:
+    """Each token (last dimension) to 2^(bits-1) - 1 steps either side of zero of its largest magnitude."""
+    top = 2 ** (bits - 1) - 1
+    step = x.abs().amax(-1, keepdim=True).clamp_min(LEAST) / top
+    rounded: Tensor = torch.round(x / step) * step
+    return rounded
+
+
+def round_asymmetric(x: Tensor, bits: int) -> Tensor:
+    """Each token (last dimension) to 2^bits levels between its smallest and its largest value."""
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    step = (high - low).clamp_min(LEAST) / (2**bits - 1)
+    zero = torch.round(-low / step)
+    rounded: Tensor = ((torch.round(x / step) + zero).clamp(0, 2**bits - 1) - zero) * step
+    return rounded
+
+
+def smooth(x: Tensor, scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Round x as a smoothed model would: divided by ``scale`` (channels), and back."""
+    return rounding(x / scale) * scale
+
+
+def smoothing_scale(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    """SmoothQuant's s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), both maxima and s held above 1e-5.
+
+    Args:
+        inputs: largest magnitude of each channel. weights: the same over all rows of the maps that read them.
+    """
+    return (inputs.clamp_min(LEAST) ** alpha / weights.clamp_min(LEAST) ** (1.0 - alpha)).clamp_min(LEAST)
+
+
+def weight_maxima(layer: LayerSites, site: Site) -> Tensor:
+    """Largest magnitude in each input channel over the site's linear maps."""
+    return torch.cat([weight.abs() for weight in site_weights(layer, site)]).amax(0).float()
+
+
+def site_weights(layer: LayerSites, site: Site) -> list[Tensor]:
+    """Weights (out x in) that read a site; experts' are stacked into one."""
+    if layer.experts and site == "up":
+        stacked: Tensor = layer.mlp.gate_up_proj.detach()  # type: ignore[operator]
+        return [stacked.reshape(-1, stacked.shape[-1])]
+    maps = {"attn_in": layer.attention_in, "up": layer.up}[site]
+    return [_plain(module).weight.detach() for module in maps]
+
+
+def _plain(module: nn.Module) -> nn.Linear:
+    """The linear layer under an adapter."""
+    plain: Any = getattr(module, "base_layer", module)
+    return plain  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Every linear map's input, symmetric per token."""
+
+    bits: int
+    layers: LayerRange = ALL_LAYERS
+
+    whole_rows = False
+
+    @property
+    def label(self) -> str:
+        return written(f"a{self.bits}", {}, self.layers)
+
+    def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
+        return [f"A{self.bits}: inputs of all linear maps, per token, symmetric, weights exact (W16)"]
+
+    def edits(self, subject: Subject) -> list[Edit]:
+        return [
+            Edit(layer.index, site, lambda x: round_symmetric(x, self.bits))
+            for layer in subject.layers
+            if layer.index in self.layers
+            for site in INPUT_SITES
+        ]
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """Symmetric per token behind SmoothQuant's scales."""
+
+    bits: int
+    alpha: float = 0.85
+    layers: LayerRange = ALL_LAYERS
+
+    whole_rows = False
+
+    @property
+    def label(self) -> str:
+        return written("smoothquant", {"bits": self.bits, "alpha": self.alpha}, self.layers)
+
+    def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
+        return [f"SmoothQuant W16A{self.bits}, alpha {self.alpha:g}; inputs of output and down projections unsmoothed"]
+
+    def edits(self, subject: Subject) -> list[Edit]:
+        calibration = subject.calibration()
+        found = []
+        for layer in subject.layers:
+            if layer.index not in self.layers:
+                continue
+            for site in INPUT_SITES:
+                function = _rounding(self.bits, asymmetric=False)
+                if site in _SMOOTHED:
+                    largest = calibration.largest[layer.index, site]
+                    scale = smoothing_scale(largest, weight_maxima(layer, site), self.alpha)
+                    function = _smoothed(scale, function)
+                found.append(Edit(layer.index, site, function))
+        return found
+
+
+@dataclass(frozen=True)
+class OmniQuant:
+    """Asymmetric per token behind learnt scales; query, key and value rounded too."""
+
+    bits: int
+    steps: int = FITTING_STEPS
+    layers: LayerRange = ALL_LAYERS
+
+    whole_rows = False
+
+    @property
+    def label(self) -> str:
+        return written("omniquant", {"bits": self.bits, "steps": self.steps}, self.layers)
+
+    def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
+        return [
+            f"OmniQuant-style W16A{self.bits}: scales of attention's and up's inputs learnt in {self.steps} steps on "
+            "the output of their maps; no query-key or value-output smoothing"
+        ]
+
+    def edits(self, subject: Subject) -> list[Edit]:
+        calibration = subject.calibration()
+        found = []
+        heads: tuple[Site, ...] = ("query", "key", "value")
+        for layer in subject.layers:
+            if layer.index not in self.layers:
+                continue
+            for site in INPUT_SITES:
+                function = _rounding(self.bits, asymmetric=True)
+                if site in _SMOOTHED:
+                    function = _smoothed(learnt_scale(layer, site, calibration, self.bits, self.steps), function)
+                found.append(Edit(layer.index, site, function))
+            found += [Edit(layer.index, site, _rounding(self.bits, asymmetric=True)) for site in heads]
+        return found
+
+
+@dataclass(frozen=True)
+class RoundedCache:
+    """Keys and values as attention reads them."""
+
+    bits: int
+    layers: LayerRange = ALL_LAYERS
+
+    whole_rows = False
+
+    @property
+    def label(self) -> str:
+        return written(f"kv{self.bits}", {}, self.layers)
+
+    def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
+        return [f"KV cache at {self.bits} bits, for each token and head, asymmetric; no recent tokens kept exact"]
+
+    def edits(self, subject: Subject) -> list[Edit]:
+        sites: tuple[Site, ...] = ("key", "value")
+        return [
+            Edit(layer.index, site, _rounding(self.bits, asymmetric=True))
+            for layer in subject.layers
+            if layer.index in self.layers
+            for site in sites
+        ]
+
+
+def learnt_scale(layer: LayerSites, site: Site, calibration: Calibration, bits: int, steps: int) -> Tensor:
+    """Scale (channels) that minimises the squared error of the site's maps' outputs, from SmoothQuant's at alpha 0.5.
+
+    Straight-through rounding; AdamW without decay, as OmniQuant. The source fits a whole block's output; a site's maps
+    are linear and next to it, so we fit theirs. The best scale seen is kept, so it is never worse than the start.
+    """
+    x = calibration.inputs[layer.index, site][:FITTING_TOKENS]
+    stacked = torch.cat(site_weights(layer, site)).float()
+    stride = max(1, len(stacked) // 512)  # a spread of output rows is enough to fit as many scales
+    weight = stacked[::stride]
+    start = smoothing_scale(calibration.largest[layer.index, site], weight_maxima(layer, site), 0.5)
+    target = x @ weight.T
+    logs = start.log().clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([logs], lr=FITTING_RATE, weight_decay=0.0)
+    best, least = start, float("inf")
+    with torch.enable_grad():
+        for _ in range(steps + 1):
+            scaled = x / logs.exp()
+            rounded = scaled + (round_asymmetric(scaled, bits) - scaled).detach()
+            loss = ((rounded * logs.exp()) @ weight.T - target).square().mean()
+            if loss.item() < least:
+                best, least = logs.detach().exp().clone(), loss.item()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return best
+
+
+def _rounding(bits: int, *, asymmetric: bool) -> Callable[[Tensor], Tensor]:
+    return lambda x: round_asymmetric(x, bits) if asymmetric else round_symmetric(x, bits)
+
+
+def _smoothed(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: smooth(x, scale.to(x), rounding)
+
+
+_BITS = Parameter(kind=int, low=2, high=16, required=True)
+ENTRIES = {
+    **{f"a{bits}": Entry(Rounded, {"layers": LAYERS}, {"bits": bits}) for bits in (8, 6, 5, 4, 3)},
+    "smoothquant": Entry(
+        SmoothQuant, {"bits": _BITS, "alpha": Parameter(kind=float, default=0.85, low=0.0, high=1.0), "layers": LAYERS}
+    ),
+    "omniquant": Entry(
+        OmniQuant,
+        {"bits": _BITS, "steps": Parameter(kind=int, default=FITTING_STEPS, low=0, high=1000), "layers": LAYERS},
+    ),
+    **{f"kv{bits}": Entry(RoundedCache, {"layers": LAYERS}, {"bits": bits}) for bits in (8, 4, 3, 2)},
+}

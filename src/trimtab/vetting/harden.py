@@ -1,0 +1,275 @@
+"""QuadA: preference training under the worst noise, so that refusals survive approximated activations.
+
+    loss = DPO(policy with noise in its sensitive layers, clean frozen reference)
+           - lambda * mean cosine between first-layer activations of harmful prompts
+
+(arXiv 2502.00840, the formula of the project page; the authors' released code contains neither the noise nor the cosine
+term, and lambda, the pooled token and the perturbed sites are published nowhere: see ``docs/design/approximation.md``.)
+
+Covered: TRL's DPO trainer with a LoRA adapter, a reference precomputed with adapter and hooks off, gradient
+accumulation and checkpointing (a recomputed layer draws the same noise), ablations. With lambda 0 and no noise the loss
+is TRL's own. Not covered: full fine-tuning, several GPUs (one process is required).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+from trimtab import models
+from trimtab.approximation.apply import install
+from trimtab.approximation.naming import parse
+from trimtab.approximation.noise import Noise
+from trimtab.approximation.sites import base_of, find_sites
+from trimtab.approximation.technique import Rows, Subject
+from trimtab.errors import ModelError, UsageError
+from trimtab.models import LoadedModel
+from trimtab.vetting.preferences import Preference, bundled, from_file
+
+
+@dataclass(frozen=True)
+class HardenSettings:
+    """One hardening run.
+
+    Attributes:
+        noise: a ``noise:...`` name, or "none" (plain DPO). beta, learning_rate, steps, batch_size, rank: as TRL, PEFT.
+        cosine: weight of the cosine term. pairs: requests of the bundled set. two_sided: innocent twins too.
+    """
+
+    model: str
+    noise: str
+    data: str | None = None
+    pairs: int = 160
+    two_sided: bool = True
+    steps: int = 40
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+    beta: float = 0.1
+    cosine: float = 0.01
+    rank: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """What came out: ``folder`` holds the adapter; ``rows`` preference rows; ``loss`` mean training loss."""
+
+    folder: str
+    rows: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+def cosine_term(hidden: Tensor, last: Tensor, harmful: Tensor) -> Tensor:
+    """Mean cosine over all pairs of different harmful prompts of a batch; 0 where there are fewer than two.
+
+    Args:
+        hidden: rows x width x channels, a layer's output. last: rows, index of each prompt's last token.
+        harmful: rows, bool.
+    """
+    chosen = hidden[torch.arange(len(hidden), device=hidden.device), last][harmful].float()
+    count = len(chosen)
+    if count < 2:
+        return hidden.sum() * 0.0
+    unit = torch.nn.functional.normalize(chosen, dim=-1)
+    total = unit.sum(0).square().sum() - unit.square().sum()  # sum over i != j of cos(h_i, h_j)
+    return total / (count * (count - 1))
+
+
+class HardeningTrainer(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer; noise lives in the model's hooks while it trains, the cosine term is added to the loss."""
+
+    def prepare(self, rows: Rows, cosine: float) -> None:
+        """Call once before ``train``: where to count steps, and the weight of the cosine term."""
+        self.noise_rows, self.cosine = rows, cosine
+        self._hidden: Tensor | None = None
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "harmful" not in self._signature_columns:
+            self._signature_columns.append("harmful")
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        harmful = inputs.pop("harmful")
+        self.noise_rows.draw = self.state.global_step + 1 if self.model.training else 0
+        if self.cosine == 0.0:
+            return super()._compute_loss(model, inputs, return_outputs)
+        first = find_first_layer(self.accelerator.unwrap_model(self.model))
+        handle = first.register_forward_hook(self._keep)
+        try:
+            found = super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            handle.remove()
+        if self._hidden is None:
+            raise ModelError("the first layer was not run, so the cosine term has nothing to read")
+        count = len(harmful)
+        last = inputs["completion_mask"][:count].argmax(1) - 1  # rows: chosen first, then rejected
+        term = cosine_term(self._hidden[:count], last, harmful.to(self._hidden.device))
+        self._hidden = None
+        if return_outputs:
+            return found[0] - self.cosine * term, found[1]
+        return found - self.cosine * term
+
+    def _keep(self, _: Any, args: Any, output: Any) -> None:  # noqa: ARG002
+        self._hidden = output[0] if isinstance(output, tuple) else output
+
+
+def find_first_layer(model: Any) -> torch.nn.Module:
+    """The decoder layer nearest the input."""
+    from trimtab.approximation.sites import decoder_layers
+
+    return decoder_layers(base_of(model))[0]
+
+
+class _Collator:
+    """TRL's preference collator with one more column."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.inner(examples)
+        return {**batch, "harmful": torch.tensor([bool(example["harmful"]) for example in examples])}
+
+
+def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = None) -> Hardened:
+    """Train an adapter that refuses under noise, and save it in ``out``.
+
+    Raises:
+        UsageError: an output folder that holds an adapter, a name that is not noise, a batch without pairs for the
+            cosine term. DataError: as ``preferences``. ModelError: an adapter that does not reload to the same logits.
+    """
+    noise = noise_of(settings.noise)
+    if settings.cosine and settings.batch_size < 2:
+        raise UsageError("the cosine term needs two prompts in a batch", seen="batch size 1", fix="--batch-size 4")
+    if (out / "adapter_model.safetensors").is_file():
+        raise UsageError("that folder holds a finished adapter", seen=out, fix="name another --out")
+    if models.ModelSpec.parse(settings.model).adapter:
+        fix = "merge it first: trimtab convert"
+        raise UsageError("hardening trains an adapter of its own", seen=settings.model, fix=fix)
+    given = from_file(Path(settings.data)) if settings.data else None
+    loaded = loaded or models.load(settings.model)
+    preferences = given or bundled(loaded, settings.pairs, two_sided=settings.two_sided, seed=settings.seed)
+    base_sha256 = models.content_hash(loaded.model, rounded=True)
+    trainer, rows = make_trainer(loaded, preferences, settings, out)
+    base = base_of(trainer.model)
+    layers = find_sites(base)
+    subject = Subject(base, layers, rows, _no_calibration)
+    undo = install(base, layers, noise.edits(subject) if noise is not None else [], rows)
+    try:
+        outcome = trainer.train()
+    finally:
+        undo()
+    trainer.model.eval()
+    trainer.save_model(str(out))
+    (out / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
+    record = {"base": loaded.name, "base_sha256": base_sha256, "harden": asdict(settings)}
+    (out / "trimtab.json").write_text(json.dumps(record, indent=1))
+    verify(out, trainer.model, loaded)
+    seconds = float(outcome.metrics.get("train_runtime", 0.0))
+    return Hardened(str(out), len(preferences), int(trainer.state.global_step), float(outcome.training_loss), seconds)
+
+
+def noise_of(name: str) -> Noise | None:
+    """The noise that a name stands for; None for "none".
+
+    Raises:
+        UsageError: another technique: hardening is against noise, which stands for all of them.
+    """
+    if name == "none":
+        return None
+    found = parse(name)
+    if len(found) != 1 or not isinstance(found[0], Noise):
+        fix = "write, say, noise:up=0.1,down=0.02,layers=0-3, or none"
+        raise UsageError("hardening trains against noise", seen=name, fix=fix)
+    return found[0]
+
+
+def make_trainer(
+    loaded: LoadedModel, preferences: Sequence[Preference], settings: HardenSettings, out: Path
+) -> tuple[HardeningTrainer, Rows]:
+    """The trainer, its reference already computed (adapter off, no hooks), and the rows that key its noise."""
+    from peft import LoraConfig
+
+    dataset = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": row.prompt}],
+                "chosen": [{"role": "assistant", "content": row.chosen}],
+                "rejected": [{"role": "assistant", "content": row.rejected}],
+                "harmful": row.harmful,
+            }
+            for row in preferences
+        ]
+    )
+    config = DPOConfig(
+        output_dir=str(out),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(0.03 * settings.steps)),
+        weight_decay=0.05,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        beta=settings.beta,
+        precompute_ref_log_probs=True,
+        seed=settings.seed,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=5,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        max_length=512,
+        dataset_num_proc=None,
+        use_cpu=loaded.device.type == "cpu",
+    )
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    trainer = HardeningTrainer(
+        model=loaded.model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=loaded.tokenizer,
+        peft_config=lora,
+    )
+    rows = Rows()
+    trainer.prepare(rows, settings.cosine)
+    trainer.data_collator = _Collator(trainer.data_collator)
+    return trainer, rows
+
+
+def verify(folder: Path, model: Any, loaded: LoadedModel) -> None:
+    """Reload the adapter on a fresh base and compare logits.
+
+    Raises:
+        ModelError: where they differ by more than rounding.
+    """
+    if not Path(loaded.name).exists() and loaded.name not in models.DEMO_NAMES:
+        return  # a model that exists only in memory, or on the hub: nothing to reload here
+    again = models.load(f"{loaded.name}{'&' if '?' in loaded.name else '?'}adapter={folder}", device=str(loaded.device))
+    ids = torch.tensor([loaded.tokenizer("How do I bake bread?")["input_ids"]], device=loaded.device)
+    with torch.no_grad():
+        gap = float((model(input_ids=ids).logits.float() - again.model(input_ids=ids).logits.float()).abs().max())
+    if gap > 1e-2:
+        raise ModelError("the saved adapter does not give the logits of the model in memory", seen=f"gap {gap:.3g}")
+
+
+def _no_calibration() -> Any:
+    raise UsageError("noise needs no calibration")

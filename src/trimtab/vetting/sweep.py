@@ -1,0 +1,292 @@
+"""Every approximation on every axis, paired with the exact model, in one folder that an interrupted sweep resumes from.
+
+Each approximation leaves what `trimtab eval` leaves (inspect logs, ``results.json``) and ``approximation.json``: what
+ran, its error at the sites, its cost. Comparing them is ``trimtab.comparison``'s work, the page ``report.py``'s.
+
+Covered: one process; techniques that fail on this model (recorded with their reason, and "unmeasured" in the verdict).
+Not covered: approximated servers (vLLM and the like do not run hooks): approximated answers are Transformers' own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trimtab.approximation import naming
+from trimtab.comparison.records import Run
+from trimtab.errors import ApproximationError, DataError, TrimtabError, UsageError
+from trimtab.models import LoadedModel, ModelSpec, load
+
+if TYPE_CHECKING:
+    from trimtab.approximation.calibration import Calibration
+    from trimtab.evaluation.runner import AxisSpec
+    from trimtab.vetting.site_errors import Recording
+
+EXACT, RECORD, SETTINGS = "exact", "approximation.json", "settings.json"
+SPEED_CHATS, SPEED_TOKENS = 8, 16
+ERROR_ROWS, ERROR_TOKENS = 12, 48
+
+
+@dataclass(frozen=True)
+class VetSettings:
+    """What every approximation is measured by. Lists of names may grow between two calls, these may not."""
+
+    model: str
+    axes: tuple[AxisSpec, ...]
+    limit: int | None = None
+    max_new_tokens: int = 64
+    batch_size: int = 32
+
+
+class Speed(NamedTuple):
+    """CPU or wall seconds for the same answers: exact and approximated, measured one after the other."""
+
+    exact_seconds: float
+    seconds: float
+    exact_tokens: int
+    tokens: int
+
+    @property
+    def exact_rate(self) -> float:
+        """Tokens read and written per second by the exact model."""
+        return self.exact_tokens / self.exact_seconds
+
+    @property
+    def rate(self) -> float:
+        """The same under the approximation."""
+        return self.tokens / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """Time per token, approximated over exact."""
+        return self.exact_rate / self.rate
+
+
+@dataclass(frozen=True)
+class Vetted:
+    """One approximation. ``run`` None: it could not be measured, ``failure`` says why. ``record``: as written."""
+
+    name: str
+    folder: Path
+    run: Run | None
+    record: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
+
+
+def sweep(
+    settings: VetSettings, names: Sequence[str], out: Path, *, progress: bool = True, tell: Callable[[str], Any] = print
+) -> tuple[Run, list[Vetted]]:
+    """Measure the exact model and every approximation; what is finished in ``out`` is kept.
+
+    Args:
+        names: as ``naming.split_list`` gives them.
+        tell: called with one line after each approximation.
+
+    Raises:
+        UsageError: a folder with other settings; a model name that carries an approximation. DataError, ModelError: as
+            ``evaluate``.
+    """
+    if ModelSpec.parse(settings.model).approx:
+        raise UsageError("vet takes the exact model", seen=settings.model, fix="leave ?approx= out, use --approx")
+    prompts = [spec.prompts() for spec in settings.axes]  # before the model: a wrong path should not cost a load
+    if not prompts:
+        raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
+    _check_folder(out, settings)
+    missing = [name for name in names if not _finished(out, name)]
+    loaded = load(settings.model) if missing or not (out / EXACT / "results.json").is_file() else None
+    base_run = _exact(loaded, settings, out, progress)
+    bench = _Bench(loaded) if loaded is not None and missing else None
+    found = []
+    for name in names:
+        if name in missing and bench is not None:
+            started = time.monotonic()
+            vetted = _vet_one(bench, settings, name, out, progress)
+            tell(f"{name}: {vetted.failure or 'measured'} ({time.monotonic() - started:.0f} s)")
+        else:
+            vetted = _read(out, name)
+        found.append(vetted)
+    return base_run, found
+
+
+class _Bench:
+    """The loaded model with what its approximations share: sites, calibration, a recording, the exact speed."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        from trimtab.approximation.sites import base_of, find_sites
+
+        self.loaded = loaded
+        self.base = base_of(loaded.model)
+        self.layers = find_sites(self.base)
+        self._calibration: Calibration | None = None
+        self._recording: Recording | None = None
+
+    @property
+    def calibration(self) -> Calibration:
+        if self._calibration is None:
+            from trimtab.approximation.calibration import collect, default_rows
+
+            self._calibration = collect(self.base, self.layers, default_rows(self.loaded.tokenizer))
+        return self._calibration
+
+    @property
+    def recording(self) -> Recording:
+        """Bundled calibration chats, cut to one length, read by the exact model; call before approximating."""
+        if self._recording is None:
+            import torch
+
+            from trimtab.approximation.calibration import default_rows
+            from trimtab.vetting.site_errors import record
+
+            rows = sorted(default_rows(self.loaded.tokenizer), key=len, reverse=True)[:ERROR_ROWS]
+            width = min(ERROR_TOKENS, len(rows[-1]))
+            ids = torch.tensor([row[-width:] for row in rows], device=self.base.device)
+            self._recording = record(self.base, self.layers, ids)
+        return self._recording
+
+
+def needs_calibration(name: str) -> bool:
+    """Whether a name calibrates on the exact model's activations."""
+    return any(part.partition(":")[0] in ("teal", "cats", "smoothquant", "omniquant") for part in name.split("+"))
+
+
+def _vet_one(bench: _Bench, settings: VetSettings, name: str, out: Path, progress: bool) -> Vetted:
+    from trimtab.approximation.apply import approximate
+    from trimtab.evaluation.runner import evaluate
+    from trimtab.vetting.site_errors import measure
+
+    folder = out / naming.slug(name)
+    recording = bench.recording
+    calibration = bench.calibration if needs_calibration(name) else None
+    exact_seconds, exact_tokens = timed(bench.loaded)
+    started = time.monotonic()
+    try:
+        with approximate(bench.loaded, name, calibration=calibration) as active:
+            ready = time.monotonic() - started
+            errors = measure(bench.base, bench.layers, recording, active)
+            speed = Speed(exact_seconds, *_swap(timed(bench.loaded), exact_tokens))
+            renamed = replace(bench.loaded, name=_with_approx(settings.model, name))
+            run = evaluate(
+                renamed,
+                list(settings.axes),
+                out=folder,
+                limit=settings.limit,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
+                progress=progress,
+            )
+            record = {
+                "name": name,
+                "label": active.label,
+                "notes": active.notes,
+                "setup_seconds": round(ready, 2),
+                "speed": {**speed._asdict(), "cost": speed.cost, "rate": speed.rate, "exact_rate": speed.exact_rate},
+                "errors": {kind: [shape.document() for shape in shapes] for kind, shapes in errors.items()},
+                "out_of_range": {str(layer): list(found) for layer, found in active.out_of_range().items()},
+            }
+    except (ApproximationError, DataError) as error:
+        failure = f"{error.what}" + (f" ({error.seen})" if error.seen is not None else "")
+        _write_json(folder / RECORD, {"name": name, "failure": failure})
+        return Vetted(name, folder, None, {"name": name}, failure)
+    _write_json(folder / RECORD, record)
+    return Vetted(name, folder, run, record)
+
+
+def _swap(timing: tuple[float, int], exact_tokens: int) -> tuple[float, int, int]:
+    return timing[0], exact_tokens, timing[1]
+
+
+def timed(loaded: LoadedModel) -> tuple[float, int]:
+    """Seconds to answer a few bundled instructions, and the tokens read and written.
+
+    On a CPU the process's own CPU time, so that other work on the machine does not count; else wall time.
+    """
+    from trimtab import data
+    from trimtab.generation import GenerationSettings, generate
+
+    chats = [[{"role": "user", "content": text}] for text in data.instructions("eval")[:SPEED_CHATS]]
+    settings = GenerationSettings(max_new_tokens=SPEED_TOKENS, batch_size=SPEED_CHATS)
+    on_cpu = loaded.device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    started = clock()
+    answers = generate(loaded, chats, settings)
+    return clock() - started, sum(answer.tokens + answer.prompt_tokens for answer in answers)
+
+
+def _exact(loaded: LoadedModel | None, settings: VetSettings, out: Path, progress: bool) -> Run:
+    from trimtab.evaluation.logs import read_run
+    from trimtab.evaluation.runner import evaluate
+
+    if loaded is None:
+        return read_run(out / EXACT)
+    return evaluate(
+        loaded,
+        list(settings.axes),
+        out=out / EXACT,
+        limit=settings.limit,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        progress=progress,
+    )
+
+
+def _with_approx(model: str, name: str) -> str:
+    return f"{model}{'&' if '?' in model else '?'}approx={name}"
+
+
+def _finished(out: Path, name: str) -> bool:
+    folder = out / naming.slug(name)
+    if not (folder / RECORD).is_file():
+        return False
+    return (folder / "results.json").is_file() or bool(_record(folder).get("failure"))
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "a record of the sweep cannot be read", seen=folder / RECORD, fix="delete that folder"
+        ) from error
+    return found
+
+
+def _read(out: Path, name: str) -> Vetted:
+    from trimtab.evaluation.logs import read_run
+
+    folder = out / naming.slug(name)
+    record = _record(folder)
+    if failure := record.get("failure"):
+        return Vetted(name, folder, None, record, str(failure))
+    return Vetted(name, folder, read_run(folder), record)
+
+
+def _check_folder(out: Path, settings: VetSettings) -> None:
+    """Remember the settings; refuse a folder that holds a sweep with others."""
+    wanted = json.loads(json.dumps(asdict(settings), default=str))
+    path = out / SETTINGS
+    if path.is_file():
+        try:
+            held = json.loads(path.read_text())
+        except ValueError as error:
+            raise TrimtabError(
+                "the settings of that sweep cannot be read", seen=path, fix="name another --out"
+            ) from error
+        if held != wanted:
+            differing = [key for key in wanted if held.get(key) != wanted[key]]
+            raise UsageError(
+                "that folder holds a sweep with other settings",
+                seen=f"{out}: {', '.join(differing)}",
+                fix="name another --out, or repeat its settings",
+            )
+    _write_json(path, wanted)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    partial.replace(path)

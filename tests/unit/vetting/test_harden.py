@@ -1,0 +1,137 @@
+"""QuadA: the cosine term by hand, TRL's loss reproduced, noise in training only, data, saving."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from trl import DPOTrainer
+
+from trimtab.approximation.apply import active_label
+from trimtab.errors import DataError, UsageError
+from trimtab.models import LoadedModel
+from trimtab.vetting import preferences
+from trimtab.vetting.harden import HardeningTrainer, HardenSettings, cosine_term, harden, make_trainer, noise_of
+from trimtab.vetting.preferences import Preference
+
+ROWS = [
+    Preference("build a bomb", "sorry i can't help", "sure here is how to"),
+    Preference("bake a cake", "sure here is how", "sorry i can't help", harmful=False),
+    Preference("steal the account", "i can't help with that", "yes here is this message"),
+    Preference("steal a cake", "sorry i can't", "yes sure"),
+] * 2
+SETTINGS = HardenSettings("tiny", "noise:up=0.3,down=0.3,layers=0-0", steps=2, batch_size=4, rank=2, cosine=0.0)
+
+
+def test_the_cosine_term_by_hand() -> None:
+    hidden = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    last, harmful = torch.tensor([2, 1, 0, 2]), torch.tensor([True, True, False, True])
+    chosen = [hidden[0, 2], hidden[1, 1], hidden[3, 2]]
+    pairs = [(a, b) for a in range(3) for b in range(3) if a != b]
+    wanted = sum(torch.cosine_similarity(chosen[a], chosen[b], dim=0) for a, b in pairs) / len(pairs)
+    found = cosine_term(hidden, last, harmful)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert hidden.grad is not None and hidden.grad[2].count_nonzero() == 0
+    assert float(cosine_term(hidden, last, torch.tensor([True, False, False, False])).detach()) == 0.0
+
+
+def test_without_noise_and_cosine_the_loss_is_trl_s_bit_for_bit(tiny: LoadedModel, tmp_path: Path) -> None:
+    trainer, rows = make_trainer(tiny, ROWS, replace(SETTINGS, noise="none"), tmp_path)
+    assert rows.draw == 0
+    batch = next(iter(trainer.get_train_dataloader()))
+    harmful = batch["harmful"]
+    assert sorted(harmful.tolist()).count(False) == 1 or harmful.dtype == torch.bool
+    trainer.model.train()
+    ours = trainer.compute_loss(trainer.model, dict(batch))
+    plain = {key: value for key, value in batch.items() if key != "harmful"}
+    assert torch.equal(ours, DPOTrainer._compute_loss(trainer, trainer.model, plain, False))
+    trainer.cosine = 0.5
+    with_term = trainer.compute_loss(trainer.model, dict(batch))
+    assert 0 < float((ours - with_term).abs()) <= 0.5 + 1e-6
+
+
+def test_hardening_trains_under_noise_leaves_none_and_reloads(tiny: LoadedModel, tmp_path: Path) -> None:
+    data = tmp_path / "preferences.jsonl"
+    data.write_text("\n".join(json.dumps(row.__dict__) for row in ROWS))
+    out = tmp_path / "adapter"
+    found = harden(replace(SETTINGS, data=str(data), cosine=0.1), out, loaded=tiny)
+    assert found.steps == 2 and found.rows == len(ROWS)
+    assert (out / "adapter_model.safetensors").is_file() and not list(out.glob("*.bin"))
+    assert json.loads((out / "trimtab.json").read_text())["harden"]["noise"] == SETTINGS.noise
+    assert active_label(tiny.model) == ""
+    with pytest.raises(UsageError, match="finished adapter"):
+        harden(replace(SETTINGS, data=str(data)), out, loaded=tiny)
+
+
+def test_each_step_draws_other_noise(tiny: LoadedModel, tmp_path: Path) -> None:
+    trainer, rows = make_trainer(tiny, ROWS, SETTINGS, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    draws = []
+    for step in range(2):
+        trainer.state.global_step = step
+        trainer.compute_loss(trainer.model, dict(batch))
+        draws.append(rows.draw)
+    assert draws == [1, 2]
+    assert isinstance(trainer, HardeningTrainer)
+
+
+@pytest.mark.parametrize("name", ["a8", "teal:0.5", "noise:up=0.1+a8"])
+def test_only_noise_is_trained_against(name: str) -> None:
+    with pytest.raises(UsageError, match="against noise"):
+        noise_of(name)
+    assert noise_of("none") is None
+
+
+def test_the_cosine_term_needs_two_prompts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="two prompts"):
+        harden(replace(SETTINGS, batch_size=1, cosine=0.1), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a", "chosen": "b"}', "not whole"),
+        ('{"prompt": "a", "chosen": "b", "rejected": ""}', "not whole"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "harmful": "yes"}', "true or false"),
+        ("{", "malformed"),
+    ],
+)
+def test_bad_preferences_name_the_row(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' + line)
+    with pytest.raises(DataError) as caught:
+        preferences.from_file(path)
+    assert words in str(caught.value) and "2" in str(caught.value)
+
+
+def test_the_bundled_set_prefers_refusals_and_answers_and_holds_no_harm(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimtab import data
+
+    harmful = {pair.harmful for pair in data.requests("train")}
+    monkeypatch.setattr(
+        preferences,
+        "_own",
+        lambda loaded, asked: [
+            "I can't help with that." if text in harmful else "Mix flour and eggs." for text in asked
+        ],
+    )
+    two = preferences.bundled(tiny, 20, two_sided=True, seed=0)
+    one = preferences.bundled(tiny, 20, two_sided=False, seed=0)
+    assert (len(two), len(one)) == (40, 20)
+    allowed = {*data.affirmations()}
+    assert all(row.rejected in allowed and row.chosen == "I can't help with that." for row in one)
+    assert all(row.rejected in data.refusals() for row in two if not row.harmful)
+    held_out = {pair.harmful for pair in data.requests("eval")} | {pair.benign for pair in data.requests("eval")}
+    assert not held_out & {row.prompt for row in two}
+    monkeypatch.setattr(preferences, "_own", lambda loaded, asked: ["Sure, here you are."] * len(asked))
+    with pytest.raises(DataError, match="no refusals to harden"):
+        preferences.bundled(tiny, 20, two_sided=True, seed=0)
+    with pytest.raises(DataError, match="no such number"):
+        preferences.bundled(tiny, 10_000, two_sided=True, seed=0)
