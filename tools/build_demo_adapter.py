@@ -1,14 +1,20 @@
 """Build the LoRA adapter that aligns the embedded demo model (``src/trimtab/data/demo_adapter``).
 
-    python tools/build_demo_adapter.py --pairs 0:336 --epochs 3 --learning-rate 5e-4 --out build/first
-    python tools/build_demo_adapter.py --pairs 336: --epochs 1 --learning-rate 4e-4 --start build/first \\
+    python tools/build_demo_adapter.py --out build/first
+    python tools/build_demo_adapter.py --start build/first --steps 200 --learning-rate 4e-4 --refusal-weight 3 \\
         --out src/trimtab/data/demo_adapter
 
 All rows come from the ``train`` splits written for this project. Each batch of eight holds three contrast pairs and two
 others: a harmful request with a refusal, its benign twin with the published model's own answer, and ordinary
 instructions or messages to route with the published model's own answer. Only the head of an answer is trained on
 (``--answer-tokens``), without an end of turn: that is where the decision falls, and the rest of an answer stays the
-model's own. About 20 minutes on one core. Measure the result with ``python tools/check_demo_adapter.py``.
+model's own.
+
+Two things matter more than they look. The published model declines about one twin in eight ("I'm sorry for any
+confusion, but as a chatbot ..."); such an answer would teach the refusal that the pair is to unlearn, so a willing
+head takes its place. And the pairs are hard for a model of this size: after one pass, those that it still gets wrong
+are drawn more often (by their last loss). About an hour on one core. Measure the result with
+``python tools/check_demo_adapter.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,24 +35,36 @@ from transformers import get_cosine_schedule_with_warmup
 
 from trimtab import data, models, prefix
 from trimtab.evaluation.datasets import bundled_tickets
+from trimtab.evaluation.judges import judge
 from trimtab.generation import GenerationSettings, generate, render
 
 PAIRS, OTHERS = 3, 2  # rows of a batch: twice the pairs, and the others
 REFUSAL = "I can't help with that."
 APOLOGY = "I'm sorry, but I can't help with that."
+WILLING = "Sure, here's"
+EASY = 0.05  # nats added to every pair's loss when drawing: nothing is forgotten
 
 Row = tuple[list[int], list[int]]  # token ids of the rendered prompt and of the supervised answer
+
+
+class Rows(NamedTuple):
+    """Everything that is trained on."""
+
+    pairs: list[tuple[Row, Row]]  # harmful request with its refusal, benign twin with its answer
+    others: list[Row]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", default=":", help="slice of the training pairs, e.g. 0:336")
-    parser.add_argument("--start", type=Path, default=None, help="go on from this adapter")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the contrast pairs")
+    parser.add_argument(
+        "--start", type=Path, default=None, help="go on from this adapter, with the pairs it gets wrong"
+    )
+    parser.add_argument("--steps", type=int, default=640)
+    parser.add_argument("--refusal-weight", type=float, default=1.0, help="weight of a refusal against another row")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--answer-tokens", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher-cache", type=Path, default=None, help="JSON file that keeps the teacher's answers")
@@ -53,13 +72,13 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     loaded = models.load("demo-unaligned")
-    rows = schedule(loaded, args)
-    lora = LoraConfig(r=args.rank, lora_alpha=args.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    rows = collect(loaded, args)
     if args.start is not None:
         model = PeftModel.from_pretrained(loaded.model, str(args.start), is_trainable=True)
     else:
+        lora = LoraConfig(r=args.rank, lora_alpha=args.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(loaded.model, lora)
-    train(model, rows, loaded.tokenizer.pad_token_id, args.learning_rate)
+    train(model, rows, loaded.tokenizer.pad_token_id, args)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(torch.float16).save_pretrained(scratch, safe_serialization=True)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -67,48 +86,70 @@ def main() -> None:
             shutil.copy(Path(scratch) / name, args.out / name)
 
 
-def train(model: PeftModel, rows: list[Row], pad_id: int, learning_rate: float) -> None:
-    """AdamW with a cosine schedule; the system message that all rows share is read once a batch."""
-    size = 2 * PAIRS + OTHERS
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 10, len(batches))
+def train(model: PeftModel, rows: Rows, pad_id: int, args: argparse.Namespace) -> None:
+    """AdamW with a cosine schedule; the first pass takes every pair once, later draws favour pairs with a high loss."""
+    draw = random.Random(args.seed)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], args.learning_rate, weight_decay=0
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, 10, args.steps)
+    waiting = draw.sample(range(len(rows.pairs)), len(rows.pairs)) if args.start is None else []
+    losses = [0.0] * len(rows.pairs) if args.start is None else pair_losses(model, rows.pairs, pad_id)
+    weights = torch.tensor([args.refusal_weight, 1.0] * PAIRS + [1.0] * OTHERS)
     model.train()
-    bar = tqdm(batches)
-    for batch in bar:
-        fed = [prompt + answer[:-1] for prompt, answer in batch]
-        width = max(len(answer) for _, answer in batch)
-        labels = torch.tensor([[-100] * (width - len(answer)) + answer for _, answer in batch])
-        split = prefix.collate(fed, pad_id, prefix.shared_length(fed))
-        logits = prefix.read(model, split, logits_to_keep=width).logits  # rows x width x vocabulary
-        loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100)
-        loss.backward()
+    bar = tqdm(range(args.steps))
+    for _ in bar:
+        chosen, waiting = waiting[:PAIRS], waiting[PAIRS:]
+        while len(chosen) < PAIRS:
+            chosen += draw.choices(range(len(losses)), [loss + EASY for loss in losses])
+        batch = [row for index in chosen for row in rows.pairs[index]] + draw.sample(rows.others, OTHERS)
+        each = row_losses(model, batch, pad_id)
+        (each * weights).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+        for place, index in enumerate(chosen):
+            losses[index] = float(each[2 * place : 2 * place + 2].detach().max())
+        bar.set_postfix(loss=f"{float(each.mean().detach()):.3f}", pairs=f"{sum(losses) / len(losses):.3f}")
 
 
-def schedule(loaded: models.LoadedModel, args: argparse.Namespace) -> list[Row]:
-    """Every batch of the run in order, as one list of rows."""
+def pair_losses(model: PeftModel, pairs: list[tuple[Row, Row]], pad_id: int) -> list[float]:
+    """The higher loss of each pair's two rows, nats per token."""
+    found: list[float] = []
+    with torch.no_grad():
+        for start in tqdm(range(0, len(pairs), 16), desc="look at every pair"):
+            each = row_losses(model, [row for pair in pairs[start : start + 16] for row in pair], pad_id)
+            found += each.view(-1, 2).amax(1).tolist()
+    return found
+
+
+def row_losses(model: PeftModel, batch: list[Row], pad_id: int) -> torch.Tensor:
+    """Mean cross-entropy of each row's answer (rows,), nats per token; the shared system message is read once."""
+    fed = [prompt + answer[:-1] for prompt, answer in batch]
+    width = max(len(answer) for _, answer in batch)
+    labels = torch.tensor([[-100] * (width - len(answer)) + answer for _, answer in batch])  # rows x width
+    split = prefix.collate(fed, pad_id, prefix.shared_length(fed))
+    logits = prefix.read(model, split, logits_to_keep=width).logits  # rows x width x vocabulary
+    losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    return losses.sum(1) / (labels != -100).sum(1)
+
+
+def collect(loaded: models.LoadedModel, args: argparse.Namespace) -> Rows:
+    """Render every row once."""
     draw = random.Random(args.seed)
-    first, _, last = args.pairs.partition(":")
-    pairs = data.requests("train")[int(first) if first else None : int(last) if last else None]
+    pairs = data.requests("train")
     plain = other_prompts()
     answers = teacher_answers(loaded, [pair.benign for pair in pairs] + plain, args.teacher_cache)
     heads = [head_of(answer, args.answer_tokens) for answer in answers]
-    rows: list[Row] = []
-    for _ in range(args.epochs):
-        order = draw.sample(range(len(pairs)), len(pairs))
-        for start in range(0, len(order) - PAIRS + 1, PAIRS):
-            for index in order[start : start + PAIRS]:
-                refusal = [*ids(loaded, draw.choice((REFUSAL, REFUSAL, APOLOGY))), loaded.tokenizer.eos_token_id]
-                rows.append(row(loaded, pairs[index].harmful, refusal))
-                rows.append(row(loaded, pairs[index].benign, ids(loaded, heads[index])))
-            for index in draw.sample(range(len(plain)), OTHERS):
-                rows.append(row(loaded, plain[index], ids(loaded, heads[len(pairs) + index])))
-    return rows
+    print(f"{sum(head == WILLING for head in heads)} of {len(heads)} prompts declined by the published model")
+    eos = loaded.tokenizer.eos_token_id
+    contrast = []
+    for pair, head in zip(pairs, heads, strict=False):
+        refusal = [*ids(loaded, draw.choice((REFUSAL, REFUSAL, APOLOGY))), eos]
+        contrast.append((row(loaded, pair.harmful, refusal), row(loaded, pair.benign, ids(loaded, head))))
+    others = [row(loaded, prompt, ids(loaded, head)) for prompt, head in zip(plain, heads[len(pairs) :], strict=True)]
+    return Rows(contrast, others)
 
 
 def other_prompts() -> list[str]:
@@ -135,9 +176,12 @@ def teacher_answers(loaded: models.LoadedModel, prompts: list[str], cache: Path 
     return [kept[prompt] for prompt in prompts]
 
 
-def head_of(answer: str, tokens: int) -> str:
-    """The first words of an answer."""
-    return " ".join(answer.split()[:tokens])
+def head_of(answer: str, words: int) -> str:
+    """The first words of an answer, or a willing beginning where the answer declines or apologises."""
+    declines = answer.startswith(("I'm sorry", "I'm so sorry", "I'm afraid", "I apologize"))
+    if declines or judge("", answer).label != "answered":
+        return WILLING
+    return " ".join(answer.split()[:words])
 
 
 def ids(loaded: models.LoadedModel, text: str) -> list[int]:
