@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab.anchors import Anchor, SafetyAnchors
+    from trimtab.approximation.apply import approximate
     from trimtab.comparison import Policy, compare
     from trimtab.errors import TrimtabError
     from trimtab.evaluation.runner import AxisSpec, evaluate
     from trimtab.models import LoadedModel, load
+    from trimtab.patching.methods import patch
     from trimtab.tuning.callback import SafetyGuardCallback
     from trimtab.tuning.guard import SafetyGuard
 
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Anchor": "anchors",
     "SafetyAnchors": "anchors",
+    "approximate": "approximation.apply",
     "Policy": "comparison",
     "compare": "comparison",
     "TrimtabError": "errors",
@@ -29,6 +32,7 @@ _HOMES = {
     "evaluate": "evaluation.runner",
     "LoadedModel": "models",
     "load": "models",
+    "patch": "patching.methods",
     "SafetyGuardCallback": "tuning.callback",
     "SafetyGuard": "tuning.guard",
 }
@@ -43,9 +47,11 @@ __all__ = [
     "SafetyGuardCallback",
     "TrimtabError",
     "__version__",
+    "approximate",
     "compare",
     "evaluate",
     "load",
+    "patch",
 ]
 
 

@@ -41,7 +41,7 @@ class DemoSettings:
     steps: int = 28
     batch: int = 8
     learning_rate: float = 1e-3
-    limit: int = 98
+    limit: int = 84
     new_tokens: int = 12
 
 

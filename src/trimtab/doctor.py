@@ -12,6 +12,16 @@ from pathlib import Path
 
 from trimtab.errors import ModelError
 
+ENGINES = {  # renderers of structured output, by the names that people know
+    "browser": "chromium",
+    "node": "node",
+    "svg": "resvg",
+    "tex": "tex",
+    "typst": "typst",
+    "plot": "matplotlib",
+    "vega": "vl-convert",
+}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -30,7 +40,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Look at everything; imports torch."""
-    return [_python(), _torch(), _accelerator(), _memory(), _disk(), _demo(), *_programs(), *_packages()]
+    return [_python(), _torch(), _accelerator(), _memory(), _disk(), _demo(), *_renderers(), *_packages()]
 
 
 def _python() -> Check:
@@ -86,18 +96,18 @@ def _demo() -> Check:
         return Check("demo model", None, error.what, INSTALL)
 
 
-def _programs() -> list[Check]:
-    wanted = {
-        "chromium": (
-            ("chromium", "chromium-browser", "google-chrome"),
-            "apt install chromium (screenshots, rendering)",
-        ),
-        "tex": (("pdflatex", "tectonic", "xelatex"), "apt install texlive-latex-extra (rendering LaTeX)"),
-    }
-    checks = []
-    for name, (candidates, fix) in wanted.items():
-        found = next((path for path in map(shutil.which, candidates) if path), None)
-        checks.append(Check(name, True if found else None, found or "not found", fix))
+def _renderers() -> list[Check]:
+    from trimtab.structeval.render.availability import engines, sandbox_state
+
+    isolated, found, fix = sandbox_state()
+    checks = [Check("sandbox", True if isolated else None, found, fix)]
+    for engine in engines():
+        name = ENGINES[engine.name]
+        formats = f"({', '.join(engine.formats)})"
+        if engine.missing:
+            checks.append(Check(name, None, f"{engine.missing} {formats}", engine.fix))
+        else:
+            checks.append(Check(name, True, f"{engine.found} {formats}"))
     return checks
 
 

@@ -40,3 +40,7 @@ class ModelError(TrimtabError):
 
 class GuardError(TrimtabError):
     """The guard could not act, or would have acted on nothing."""
+
+
+class ApproximationError(TrimtabError):
+    """An approximation left the range in which it is one, or does not fit the model."""

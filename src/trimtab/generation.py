@@ -41,7 +41,10 @@ class Generation:
 def render(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
     """Token ids of a chat, ready for the model's answer; the template alone supplies special tokens (one BOS)."""
     require_chat_template(loaded.tokenizer, loaded.name)
-    text = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    begun = bool(messages) and messages[-1]["role"] == "assistant"  # an answer that the model has to continue
+    text = loaded.tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+    )
     ids: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -57,7 +60,20 @@ def generate(
     Raises:
         DataError: when a prompt plus its answer does not fit the model's context.
     """
-    prompts = [render(loaded, chat) for chat in chats]
+    return generate_ids(loaded, [render(loaded, chat) for chat in chats], settings, progress)
+
+
+def generate_ids(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    settings: GenerationSettings = GenerationSettings(),
+    progress: Callable[[int], Any] | None = None,
+) -> list[Generation]:
+    """Continue every prompt, given as token ids; results are in the order of ``prompts``.
+
+    Raises:
+        DataError: as ``generate``.
+    """
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
     for index, ids in enumerate(prompts):
         if limit and len(ids) + settings.max_new_tokens > limit:

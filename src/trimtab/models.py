@@ -1,8 +1,8 @@
 """One way to hold a model: hub id, local folder, GGUF file, PEFT adapter on any of them, and the embedded demo.
 
 Covered: finding the weights, dtype, device, tokenizer, chat template, adapters; refusing pickles and foreign adapters.
-Not covered: generation (``generation.py``), activation approximations, where the demo's weights come from
-(``demo_model.py``).
+Not covered: generation (``generation.py``), what an approximation does (``approximation/``), where the demo's weights
+come from (``demo_model.py``).
 
 A model is named by a string, the same in every verb::
 
@@ -11,6 +11,7 @@ A model is named by a string, the same in every verb::
     runs/my-model                    a folder with safetensors, or a PEFT adapter folder
     model.Q4_1.gguf                  a GGUF file
     demo?adapter=runs/my-adapter     an adapter on any of the above
+    demo?approx=teal:0.5             with approximated activations (``trimtab.approximation``)
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEMO_NAMES = ("demo", "demo-unaligned")
-_QUERY_KEYS = ("revision", "adapter", "dtype", "device", "chat_template")
+_QUERY_KEYS = ("revision", "adapter", "dtype", "device", "chat_template", "approx")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<unk>")
 
@@ -46,6 +47,7 @@ class ModelSpec:
     dtype: str | None = None
     device: str | None = None
     chat_template: str | None = None
+    approx: str | None = None
 
     @classmethod
     def parse(cls, name: str, **overrides: str | None) -> ModelSpec:
@@ -98,7 +100,7 @@ def load(
         from_pretrained: more arguments for Transformers' ``from_pretrained`` (attention, quantisation); hub and folders
             only.
         **overrides: ``revision``, ``adapter``, ``dtype`` ("float32", "bfloat16", "float16", "auto"), ``device``
-            ("cpu", "cuda", "cuda:1", ...), ``chat_template`` (path of a Jinja file).
+            ("cpu", "cuda", "cuda:1", ...), ``chat_template`` (path of a Jinja file), ``approx`` (e.g. "teal:0.5").
 
     Raises:
         ModelError: when it cannot be loaded safely; the message says what to do.
@@ -109,6 +111,10 @@ def load(
     transformers_logging.disable_progress_bar()
     torch.set_flush_denormal(True)  # AdamW's decaying moments become denormal and slow CPU training many times over
     spec = ModelSpec.parse(name, **overrides)
+    if spec.approx:
+        from trimtab.approximation import naming
+
+        naming.parse(spec.approx)  # a typo should not cost a model load
     if (Path(spec.location) / "adapter_config.json").is_file():
         spec = _unfold_adapter_folder(spec)
     device = torch.device(spec.device) if spec.device else default_device()
@@ -124,7 +130,12 @@ def load(
     if not getattr(model, "is_quantized", False):  # a quantised model was placed by its loader and cannot be moved
         model = model.to(device)  # type: ignore[arg-type]
     model.eval()
-    return LoadedModel(model=model, tokenizer=tokenizer, name=name)
+    loaded = LoadedModel(model=model, tokenizer=tokenizer, name=name)
+    if spec.approx:
+        from trimtab.approximation.apply import attach
+
+        attach(loaded, spec.approx)
+    return loaded
 
 
 def default_device() -> torch.device:
@@ -186,11 +197,13 @@ def fingerprint(loaded: LoadedModel) -> dict[str, str]:
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
     generation = loaded.model.generation_config.to_diff_dict() if loaded.model.generation_config else {}
     generation.pop("transformers_version", None)
+    approximation = getattr(loaded.model, "_trimtab_approximation", None)
     return {
         "weights": content_hash(loaded.model)[:16],
         "tokenizer": _short_hash(vocabulary),
         "chat_template": _short_hash(str(tokenizer.chat_template)),
         "generation": json.dumps(generation, sort_keys=True, default=str),
+        **({"approximation": approximation} if approximation else {}),
     }
 
 

@@ -79,7 +79,9 @@ def expanded_prefix(model: Any, prefix: Tensor, rows: int) -> Any:
 
 
 def supports(model: Any) -> bool:
-    """Whether this model's cache can be expanded: every layer a plain growing one."""
+    """Whether this model's cache can be expanded: every layer a plain growing one, no approximation of whole rows."""
+    if getattr(model, "_trimtab_whole_rows", False):
+        return False
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 

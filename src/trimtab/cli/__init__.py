@@ -11,7 +11,7 @@ import sys
 import click
 
 from trimtab import __version__
-from trimtab.cli import machine, measuring, training
+from trimtab.cli import geometry, judging, machine, measuring, patching, structeval, training, vetting
 from trimtab.cli.common import examples
 from trimtab.errors import TrimtabError
 
@@ -66,9 +66,16 @@ def trimtab() -> None:
 for verb in (
     training.demo,
     training.sft,
+    patching.patch,
     measuring.evaluate,
     measuring.compare,
+    measuring.plan,
+    judging.judge,
+    geometry.geometry,
     machine.doctor,
     machine.convert,
+    vetting.vet,
+    vetting.harden,
+    structeval.structeval,
 ):
     trimtab.add_command(verb)

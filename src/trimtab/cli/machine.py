@@ -9,12 +9,19 @@ import click
 from trimtab.cli.common import emit, examples, json_option
 
 
-@click.command(epilog=examples("trimtab doctor", "trimtab doctor --json"))
+@click.command(epilog=examples("trimtab doctor", "trimtab doctor --json", "trimtab doctor --install-renderers"))
+@click.option(
+    "--install-renderers", is_flag=True, help="First fetch the JavaScript that draws React, Vue, Angular, Mermaid."
+)
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(install_renderers: bool, as_json: bool) -> None:
     """Say what this machine can run, and what to install for the rest."""
     from trimtab.doctor import examine
 
+    if install_renderers:
+        from trimtab.structeval.render.availability import install_libraries
+
+        install_libraries()
     checks = examine()
     emit({"checks": [vars(check) for check in checks]}, [check.line() for check in checks], as_json)
 

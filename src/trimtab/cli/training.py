@@ -43,7 +43,12 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     """Fine-tune with TRL and keep the model safe: every flag and YAML key of `trl sft`, and these.
 
     \b
-    --guard NAME                keel (default), spf (as published), mixing, none
+    --guard NAME                keel (default), keel-patient (looks less often while
+                                calm), spf (as published), mixing, none;
+                                from the literature: per-tensor, alternating, a-gem,
+                                pcgrad, safegrad, spard, lisa, asft, safeinstr,
+                                constrained, salora, safe-lora, resta
+    --guard_base MODEL          asft, safe-lora, resta: the model before alignment
     --guard_anchors SOURCE      bundled, bundled:N (N a side), published, or a JSONL file
     --guard_rank K              spf: singular directions per block (20)
     --guard_refresh_every N     spf: steps between two safety gradients (1)

@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
+from trimtab.comparison.estimates import estimate_axis
+from trimtab.comparison.judge_error import JudgeErrors
 from trimtab.comparison.pairing import Pairing, pair_axes
 from trimtab.comparison.policy import Policy
-from trimtab.comparison.power import minimum_detectable_difference, minimum_detectable_mean, required_pairs
 from trimtab.comparison.records import Axis, Item, Run
 from trimtab.comparison.results import (
     AxisResult,
@@ -30,33 +29,33 @@ from trimtab.comparison.results import (
     Direction,
     Estimate,
     Finding,
+    HumanLabels,
     ItemPair,
     Side,
     Transition,
     Verdict,
     worst,
 )
-from trimtab.comparison.statistics import (
-    Interval,
-    PairedTable,
-    holm,
-    mcnemar_exact,
-    mcnemar_mid_p,
-    mean_interval,
-    newcombe_paired_interval,
-    paired_means,
-    paired_table,
-    wilson_interval,
-)
+from trimtab.comparison.statistics import holm
 from trimtab.errors import DataError, UsageError
 
 
-def compare(base: Run, candidate: Run, policy: Policy | None = None) -> Comparison:
+def compare(
+    base: Run,
+    candidate: Run,
+    policy: Policy | None = None,
+    *,
+    judge_errors: Sequence[JudgeErrors] = (),
+    human_labels: HumanLabels | None = None,
+) -> Comparison:
     """Compare a changed model with the one that it came from.
 
     Args:
         base: the reference. candidate: the changed model, measured with the same judge on the same data.
         policy: error rates and margins; defaults to ``Policy()``.
+        judge_errors: measured error rates of judges; an axis whose judge is among them is corrected by them.
+        human_labels: for an axis, people's values (base, candidate) of some items, drawn at random; the axis is then
+            judged by prediction-powered inference.
 
     Raises:
         DataError: if the base has no axis, or an axis cannot be paired (see ``pair_axes``).
@@ -67,7 +66,18 @@ def compare(base: Run, candidate: Run, policy: Policy | None = None) -> Comparis
     pairings = {name: _pairing(axis, candidate.axes.get(name)) for name, axis in base.axes.items()}
     measured = {name: pairing for name, pairing in pairings.items() if pairing is not None and pairing.scored}
     level = policy.alpha / max(1, len(measured))
-    estimates = {name: _estimate(base.axes[name], pairing, policy, level) for name, pairing in measured.items()}
+    rates = {errors.judge: errors for errors in judge_errors}
+    estimates = {
+        name: estimate_axis(
+            base.axes[name],
+            pairing,
+            policy,
+            level,
+            errors=rates.get(base.axes[name].judge),
+            labels=(human_labels or {}).get(name, {}),
+        )
+        for name, pairing in measured.items()
+    }
     adjusted = dict(zip(measured, holm([estimates[name][0].p_value for name in measured]), strict=True))
     axes = tuple(
         _judged(axis, pairings[name], estimates.get(name), adjusted.get(name, 1.0), policy)
@@ -91,9 +101,10 @@ def decide(estimate: Estimate, adjusted_p: float, margin: float, policy: Policy,
         lost_share: share of the base's scored items without a score in the candidate, in [0, 1]; above
             ``policy.max_lost`` a pass is withheld, since the items that were lost may be the ones that got worse.
     """
-    if estimate.worse_interval.lower > 0.0 and adjusted_p < policy.alpha and estimate.worse_by > margin:
+    worse_by, interval = estimate.deciding
+    if interval.lower > 0.0 and adjusted_p < policy.alpha and worse_by > margin:
         return "regression"
-    if estimate.worse_interval.upper <= margin and lost_share <= policy.max_lost:
+    if interval.upper <= margin and lost_share <= policy.max_lost:
         return "pass"
     return "not enough evidence"
 
@@ -125,86 +136,6 @@ def _pairing(base: Axis, candidate: Axis | None) -> Pairing | None:
     if candidate is None or not candidate.items or not base.items:
         return None
     return pair_axes(base, candidate)
-
-
-def _values(pairing: Pairing) -> tuple[list[float], list[float]]:
-    base = [one.value for one, _ in pairing.scored if one.value is not None]
-    candidate = [other.value for _, other in pairing.scored if other.value is not None]
-    return base, candidate
-
-
-def _estimate(axis: Axis, pairing: Pairing, policy: Policy, level: float) -> tuple[Estimate, float]:
-    """Paired numbers of one axis, and its margin."""
-    base, candidate = _values(pairing)
-    margin = policy.margin_for(axis, float(np.mean(base)))
-    if axis.kind == "binary":
-        return _binary_estimate(axis, paired_table(base, candidate), margin, policy, level), margin
-    return _continuous_estimate(axis, base, candidate, margin, policy, level), margin
-
-
-def _binary_estimate(axis: Axis, table: PairedTable, margin: float, policy: Policy, level: float) -> Estimate:
-    n = table.pairs
-    base_events, candidate_events = table.both + table.base_only, table.both + table.candidate_only
-    interval = newcombe_paired_interval(table, policy.alpha)
-    difference = (table.candidate_only - table.base_only) / n
-    worse, better = table.candidate_only, table.base_only
-    if not axis.lower_is_better:
-        worse, better = better, worse
-    return Estimate(
-        pairs=n,
-        base=base_events / n,
-        base_interval=wilson_interval(base_events, n, policy.alpha),
-        candidate=candidate_events / n,
-        candidate_interval=wilson_interval(candidate_events, n, policy.alpha),
-        difference=difference,
-        difference_interval=interval,
-        worse_by=difference if axis.lower_is_better else -difference,
-        worse_interval=_turned(interval, axis.lower_is_better),
-        p_value=mcnemar_exact(table.base_only, table.candidate_only),
-        mid_p=mcnemar_mid_p(table.base_only, table.candidate_only),
-        detectable=minimum_detectable_difference(n, table.discordant / n, level, policy.power),
-        pairs_needed=_pairs_needed(margin, table.discordant / n, level, policy.power),
-        worse=worse,
-        better=better,
-    )
-
-
-def _continuous_estimate(
-    axis: Axis, base: Sequence[float], candidate: Sequence[float], margin: float, policy: Policy, level: float
-) -> Estimate:
-    found = paired_means(base, candidate, policy.alpha)
-    changes = np.asarray(candidate) - np.asarray(base)
-    turned = changes if axis.lower_is_better else -changes
-    spread = float(changes.std(ddof=1)) if changes.size > 1 else 0.0
-    return Estimate(
-        pairs=len(base),
-        base=float(np.mean(base)),
-        base_interval=mean_interval(base, policy.alpha),
-        candidate=float(np.mean(candidate)),
-        candidate_interval=mean_interval(candidate, policy.alpha),
-        difference=found.difference,
-        difference_interval=found.interval,
-        worse_by=found.difference if axis.lower_is_better else -found.difference,
-        worse_interval=_turned(found.interval, axis.lower_is_better),
-        p_value=found.p_value,
-        mid_p=None,
-        detectable=minimum_detectable_mean(len(base), spread, level, policy.power),
-        pairs_needed=None,
-        worse=int(np.sum(turned > margin)),
-        better=int(np.sum(turned < -margin)),
-    )
-
-
-def _turned(interval: Interval, lower_is_better: bool) -> Interval:
-    return interval if lower_is_better else Interval(-interval.upper, -interval.lower)
-
-
-def _pairs_needed(margin: float, discordant: float, level: float, power: float) -> int | None:
-    """None where no realistic number of pairs would do; a plan for a million prompts helps nobody."""
-    try:
-        return required_pairs(margin, discordant, level, power)
-    except UsageError:
-        return None
 
 
 def _judged(
@@ -258,9 +189,12 @@ def _lost(axis: Axis, pairing: Pairing | None) -> int:
 
 def _notes(estimate: Estimate, verdict: Verdict, policy: Policy, lost_share: float, lost: int) -> list[str]:
     notes = []
-    if verdict == "pass" and estimate.worse_interval.lower > 0.0:
+    lower = estimate.deciding[1].lower
+    if estimate.clusters is not None:
+        notes.append(f"interval and p rest on {estimate.clusters} clusters, not on {estimate.pairs} answers")
+    if verdict == "pass" and lower > 0.0:
         notes.append("worse, within the margin")
-    if verdict == "not enough evidence" and estimate.worse_interval.lower > 0.0:
+    if verdict == "not enough evidence" and lower > 0.0:
         notes.append("worse, but not shown to be worse by more than the margin")
     if lost_share > policy.max_lost:
         notes.append(

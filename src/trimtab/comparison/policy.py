@@ -20,7 +20,8 @@ from trimtab.errors import DataError, UsageError
 
 _MARGIN_PREFIX = "margin."
 _NUMBERS = ("alpha", "power", "margin", "relative_margin", "max_lost")
-KNOWN_KEYS = (*_NUMBERS, f"{_MARGIN_PREFIX}<axis>")
+_WORDS = {"test": ("exact", "mid-p"), "cluster": ("auto", "category", "none")}
+KNOWN_KEYS = (*_NUMBERS, f"{_MARGIN_PREFIX}<axis>", *_WORDS)
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ class Policy:
             "compliance:<data set>" where that has none of its own.
         max_lost: largest share of the base's scored items that the candidate may lack or leave unscored before a pass
             turns into "not enough evidence"; in [0, 1).
+        test: "exact" McNemar, or "mid-p" (more power, no guarantee; ``docs/results/statistics.md``).
+        cluster: what counts as one observation. "auto": an item, with all its draws where it was answered several
+            times; "category": a category of items (needs ten or so of them); "none": every answer.
 
     Raises:
-        UsageError: for a number outside its range.
+        UsageError: for a number outside its range, or an unknown word.
     """
 
     alpha: float = 0.05
@@ -48,8 +52,14 @@ class Policy:
     relative_margin: float = 0.05
     margins: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     max_lost: float = 0.05
+    test: str = "exact"
+    cluster: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                fix = f"use one of: {', '.join(words)}"
+                raise UsageError(f"unknown {name} in the policy", seen=getattr(self, name), fix=fix)
         for name in ("alpha", "power", "margin"):
             _check(name, getattr(self, name), 0.0 < getattr(self, name) < 1.0, "strictly between 0 and 1")
         _check("max_lost", self.max_lost, 0.0 <= self.max_lost < 1.0, "at least 0 and below 1")
@@ -94,7 +104,11 @@ def policy_from_mapping(settings: Mapping[str, Any]) -> Policy:
     """
     numbers: dict[str, float] = {}
     margins: dict[str, float] = {}
+    words: dict[str, str] = {}
     for key, value in settings.items():
+        if key in _WORDS:
+            words[key] = str(value)
+            continue
         if not isinstance(key, str) or not (key in _NUMBERS or _is_margin(key)):
             raise UsageError(
                 "unknown key in the policy", seen=repr(key), fix=f"use only these keys: {', '.join(KNOWN_KEYS)}"
@@ -105,7 +119,7 @@ def policy_from_mapping(settings: Mapping[str, Any]) -> Policy:
             numbers[key] = float(value)
         else:
             margins[key.removeprefix(_MARGIN_PREFIX)] = float(value)
-    return Policy(**numbers, margins=margins)
+    return Policy(**numbers, **words, margins=margins)  # type: ignore[arg-type]
 
 
 def load_policy(path: str | Path) -> Policy:

@@ -25,6 +25,7 @@ class Item:
             "unscored" or, on a continuous axis, "".
         value: 1.0 where the axis' event happened, 0.0 where it did not, any real number on a continuous axis,
             None where the item is unscored. None is never counted as 0.
+        group: what the item is a draw of, where one prompt was answered several times; "" where it stands alone.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Item:
     answer: str
     verdict: str
     value: float | None
+    group: str = ""
 
 
 @dataclass(frozen=True)

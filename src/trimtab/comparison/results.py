@@ -6,14 +6,17 @@ Covered: one record for each axis, pair, transition, finding and for the whole. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trimtab.comparison.judge_error import Corrected, Powered
 from trimtab.comparison.policy import Policy
 from trimtab.comparison.records import Kind
 from trimtab.comparison.statistics import Interval
 
+#: By axis, by item id: people's values for base and candidate.
+HumanLabels = Mapping[str, Mapping[str, tuple[float, float]]]
 Verdict = Literal["pass", "regression", "unmeasured", "not enough evidence"]
 Direction = Literal["worse", "better", "same", "unscored"]
 
@@ -55,6 +58,13 @@ class Estimate:
         pairs_needed: pairs at which a difference as large as the margin would be found likewise; None if continuous
             or out of reach.
         worse, better: items that changed for the worse or better (on a continuous axis: by more than the margin).
+        clusters: number of independent observations, where answers belong together (several draws of one prompt,
+            categories); the interval and the p-value are then those of ``clusters.py``. None where every item counts.
+        corrected: the difference and its interval after correction for the judge's errors, turned so that positive is
+            worse; None where no error rates were given. The verdict then rests on it.
+        corrected_rates: corrected rate of base and candidate, with intervals; None likewise.
+        powered: the difference by prediction-powered inference, turned likewise; None without human labels. The
+            verdict then rests on it rather than on ``corrected``.
     """
 
     pairs: int
@@ -72,6 +82,16 @@ class Estimate:
     pairs_needed: int | None
     worse: int
     better: int
+    clusters: int | None = None
+    corrected: Corrected | None = None
+    corrected_rates: tuple[Corrected, Corrected] | None = None
+    powered: Powered | None = None
+
+    @property
+    def deciding(self) -> tuple[float, Interval]:
+        """How much worse the candidate is, with its interval: the best numbers that there are."""
+        best = self.powered or self.corrected
+        return (best.value, best.interval) if best is not None else (self.worse_by, self.worse_interval)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Prompt:
         history: earlier turns, oldest first, alternating user and assistant.
         target: the right answer, for questions; "" otherwise.
         choices: the allowed answers, for classification.
+        opening: the beginning of an answer that the model has to continue, or "".
+        request: what is really wanted, where ``text`` dresses it up; "" where they are the same.
     """
 
     id: str
@@ -45,12 +47,16 @@ class Prompt:
     history: tuple[tuple[str, str], ...] = ()
     target: str = ""
     choices: tuple[str, ...] = ()
+    opening: str = ""
+    request: str = ""
 
     @property
     def messages(self) -> list[Message]:
         """The chat, ready for a template."""
         turns = [("system", self.system)] if self.system else []
-        return [{"role": role, "content": content} for role, content in [*turns, *self.history, ("user", self.text)]]
+        begun = [("assistant", self.opening)] if self.opening else []
+        whole = [*turns, *self.history, ("user", self.text), *begun]
+        return [{"role": role, "content": content} for role, content in whole]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-Match = Literal["choice", "exact", "number"]
+Match = Literal["choice", "exact", "number", "gsm8k"]
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _LEAD_IN = re.compile(r"^(?:the )?(?:answer|label|category|class)(?: is|:)?[\W_]{1,8}")
@@ -33,7 +33,8 @@ def is_correct(answer: str, target: str, choices: Sequence[str] = (), match: Mat
         target: the right answer.
         choices: allowed labels; where given, the answer counts for the longest label that it begins with
             ("Billing." and "The label is billing" count for "billing", "billings" does not).
-        match: "choice", "exact" or "number" (the last number of each, thousands separators removed);
+        match: "choice", "exact", "number" (the last number of each, thousands separators removed), or "gsm8k" (the
+            number behind "####", and nothing else counts: the strict rule of the set's authors);
             default: choice where there are choices, else exact.
     """
     said = normalise_answer(answer)
@@ -42,6 +43,8 @@ def is_correct(answer: str, target: str, choices: Sequence[str] = (), match: Mat
     rule = match or ("choice" if choices else "exact")
     if rule == "choice":
         return chosen(said, choices or (target,)) == normalise_answer(target)
+    if rule == "gsm8k":
+        return gsm8k_answer(answer) is not None and gsm8k_answer(answer) == gsm8k_answer(target)
     if rule == "number":
         return last_number(answer) is not None and last_number(answer) == last_number(target)
     return said == normalise_answer(target)
@@ -55,6 +58,15 @@ def chosen(said: str, choices: Sequence[str]) -> str | None:
             if text.startswith(label) and not text[len(label) : len(label) + 1].isalnum():
                 return label
     return None
+
+
+_HASHES = re.compile(r"####\s*\$?(-?\d[\d,]{0,30}(?:\.\d{1,30})?)")
+
+
+def gsm8k_answer(text: str) -> float | None:
+    """The number behind the first "####"; None without one. Source: Cobbe et al. 2021, arXiv 2110.14168, its code."""
+    found = _HASHES.search(text[:MAX_CHARS])
+    return float(found.group(1).replace(",", "")) if found else None
 
 
 def last_number(text: str) -> float | None:

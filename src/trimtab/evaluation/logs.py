@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AXIS_KEY = "trimtab_axis"  # in a log's metadata: name, label, kind, direction, judge, data set
 RUN_KEY = "trimtab_run"  # in a log's metadata: model, fingerprint, settings
 SUMMARY = "results.json"
-_JUDGED = ("compliance", "over_refusal")
+_JUDGED = ("compliance", "over_refusal", "jailbreak")
 
 
 def read_run(folder: str | Path) -> Run:
@@ -123,8 +123,11 @@ def run_from_logs(logs: Sequence[EvalLog]) -> Run:
 def axis_from_log(log: EvalLog) -> Axis:
     """The axis that one log measured, items in the log's order."""
     info = _axis_info(log)
-    kind = "continuous" if info["kind"] == "perplexity" else "binary"
-    items = tuple(_item(sample, _marks(sample)["verdict"], _marks(sample)["value"]) for sample in log.samples or ())
+    kind = "continuous" if info.get("continuous", info["kind"] == "perplexity") else "binary"
+    draws = log.eval.config.epochs or 1
+    items = tuple(
+        _item(sample, _marks(sample)["verdict"], _marks(sample)["value"], draws=draws) for sample in log.samples or ()
+    )
     return Axis(info["name"], info["label"], kind, info["lower_is_better"], info["judge"], info["dataset"], items)  # type: ignore[arg-type]
 
 
@@ -138,7 +141,7 @@ def incoherence_axes(logs: Iterable[EvalLog]) -> list[Axis]:
         for sample in log.samples or ():
             marks = _marks(sample)
             outcome = incoherence(marks["label"], marks["coherent"])
-            items.append(_item(sample, *outcome, prefix=f"{_axis_info(log)['name']}/"))
+            items.append(_item(sample, *outcome, f"{_axis_info(log)['name']}/", log.eval.config.epochs or 1))
     infos = list(map(_axis_info, judged))
     dataset = " + ".join(dict.fromkeys(info["dataset"] for info in infos))
     return [Axis("incoherence", "Answers in loops or noise", "binary", True, infos[0]["judge"], dataset, tuple(items))]
@@ -171,10 +174,15 @@ def _marks(sample: EvalSample) -> dict[str, Any]:
     }
 
 
-def _item(sample: EvalSample, verdict: str, value: float | None, prefix: str = "") -> Item:
+def _item(sample: EvalSample, verdict: str, value: float | None, prefix: str = "", draws: int = 1) -> Item:
+    facts = sample.metadata or {}
     prompt = sample.input if isinstance(sample.input, str) else "\n\n".join(message.text for message in sample.input)
-    category = str((sample.metadata or {}).get("category") or "")
-    return Item(f"{prefix}{sample.id}", category, prompt, sample.output.completion, verdict, value)
+    wanted = str(facts.get("request") or "") or prompt  # under a jailbreak: what was really asked for
+    category = str(facts.get("category") or "")
+    key, group = f"{prefix}{sample.id}", ""
+    if draws > 1:
+        key, group = f"{key}~{sample.epoch}", key
+    return Item(key, category, wanted, sample.output.completion, verdict, value, group)
 
 
 def _check_same_model(logs: Sequence[EvalLog], prints: Sequence[dict[str, str]]) -> None:

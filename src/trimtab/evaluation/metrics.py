@@ -76,4 +76,10 @@ def mean_nats() -> Metric:
     return compute
 
 
+@metric(name="mean", scores="unreduced")
+def mean_value() -> Metric:
+    """Mean of the scored samples' values; NaN where none was scored."""
+    return _over(_rate)
+
+
 RATES: list[Callable[[], Metric]] = [event_rate, wilson_low, wilson_high, unscored_rate]

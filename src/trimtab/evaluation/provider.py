@@ -25,6 +25,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from trimtab.errors import DataError, UsageError
 from trimtab.evaluation.batching import Batcher
+from trimtab.evaluation.journal import Journal, answer_key, from_row, to_row
 from trimtab.generation import Generation, GenerationSettings, Message, render
 from trimtab.models import LoadedModel, fingerprint, load
 
@@ -63,6 +64,7 @@ class TrimtabAPI(ModelAPI):
         batch_size: int | str = DEFAULT_BATCH_SIZE,
         on_answers: Callable[[int], object] | None = None,
         expected: int = 0,
+        journal: Journal | None = None,
         **model_args: Any,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
@@ -70,6 +72,7 @@ class TrimtabAPI(ModelAPI):
         self.batcher = Batcher(
             self.loaded, int(batch_size), on_answers, min(expected, int(batch_size) * BATCHES_IN_FLIGHT)
         )
+        self.journal = journal
         self._fingerprint: dict[str, str] | None = None
 
     async def generate(
@@ -88,14 +91,33 @@ class TrimtabAPI(ModelAPI):
         if context and tokens + settings.max_new_tokens > context:
             error = f"{tokens} tokens + {settings.max_new_tokens} new do not fit the context of {context}"
             return ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=error)
-        answer = await self.batcher.answer(chat, tokens, settings)
+        answer = await self._answer(chat, tokens, settings)
         return output_from(self.model_name, answer, config.stop_seqs or ())
+
+    async def _answer(self, chat: list[Message], tokens: int, settings: GenerationSettings) -> Generation:
+        """From the journal of a run that was interrupted, else from the model."""
+        if self.journal is None:
+            return await self.batcher.answer(chat, tokens, settings)
+        key = answer_key(chat, settings)
+        if (kept := self.journal.get(key)) is not None:
+            return from_row(kept)
+        answer = await self.batcher.answer(chat, tokens, settings)
+        self.journal.put(key, to_row(answer))
+        return answer
 
     async def likelihood(self, texts: Sequence[str]) -> list[Likelihood]:
         """Likelihood of each text under the model (raw, without a chat template), on the model's thread."""
         found = await self.batcher.in_thread(lambda: [likelihood(self.loaded, text) for text in texts])
         if self.batcher.on_answers is not None:
             self.batcher.on_answers(len(texts))
+        return found
+
+    async def continuations(self, chat: Sequence[ChatMessage], options: Sequence[str]) -> list[float]:
+        """Sum of log p (nats) of each option as the whole beginning of the answer to a chat, on the model's thread."""
+        plain = plain_messages(chat)
+        found = await self.batcher.in_thread(lambda: continuation_nats(self.loaded, plain, options))
+        if self.batcher.on_answers is not None:
+            self.batcher.on_answers(1)
         return found
 
     def fingerprint(self) -> dict[str, str]:
@@ -131,6 +153,7 @@ def provider_for(
     batch_size: int = DEFAULT_BATCH_SIZE,
     on_answers: Callable[[int], object] | None = None,
     expected: int = 0,
+    journal: Journal | None = None,
 ) -> Model:
     """An inspect model over an object that exists only in this process (patched, approximated, in training).
 
@@ -139,8 +162,11 @@ def provider_for(
         batch_size: most chats in one forward pass.
         on_answers: called with the number of chats answered, after every batch.
         expected: how many chats will be asked together, where known; see ``Batcher``.
+        journal: answers that are already there, and where new ones are kept.
     """
-    api = register(loaded.name, loaded=loaded, batch_size=batch_size, on_answers=on_answers, expected=expected)
+    api = register(
+        loaded.name, loaded=loaded, batch_size=batch_size, on_answers=on_answers, expected=expected, journal=journal
+    )
     return Model(api, GenerateConfig())
 
 
@@ -217,3 +243,27 @@ def likelihood(loaded: LoadedModel, text: str) -> Likelihood:
         logits = loaded.model(input_ids=row).logits[0, :-1].float()  # tokens - 1 x vocabulary
         nats = torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum").item()
     return Likelihood(nats, len(ids) - 1)
+
+
+def continuation_nats(loaded: LoadedModel, chat: Sequence[Message], options: Sequence[str]) -> list[float]:
+    """log p(option | chat) in nats for each option, one padded forward pass for all of them.
+
+    Raises:
+        DataError: where chat and option do not fit the context, or an option has no token.
+    """
+    import torch
+
+    tokenizer: Any = loaded.tokenizer
+    asked = render(loaded, chat)
+    told = [list(tokenizer(option, add_special_tokens=False)["input_ids"]) for option in options]
+    width = len(asked) + max(map(len, told))
+    context = getattr(loaded.model.config, "max_position_embeddings", None) or width
+    if width > context or not all(told):
+        seen = f"{width} tokens; the context is {context}"
+        raise DataError("a question with its options cannot be scored", seen=seen, fix="shorten it")
+    rows = [[*asked, *ids, *[tokenizer.pad_token_id] * (width - len(asked) - len(ids))] for ids in told]
+    batch = torch.tensor(rows, device=loaded.device)  # options x width, padded behind, where nothing looks
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=batch).logits[:, len(asked) - 1 :].float()
+        chances = torch.log_softmax(logits, -1)
+    return [sum(float(chances[row, place, token]) for place, token in enumerate(ids)) for row, ids in enumerate(told)]

@@ -19,6 +19,7 @@ from trimtab.errors import DataError, UsageError
 from trimtab.evaluation import logs as logs_module
 from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
 from trimtab.evaluation.datasets import PromptSet, bundled_tickets, load_prompts, load_questions
+from trimtab.evaluation.folders import alone_in
 from trimtab.evaluation.summary import write_summary
 from trimtab.evaluation.windows import text_windows
 from trimtab.models import LoadedModel, fingerprint, load
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 #: A measurement of at most so many batches runs all its axes at once, so that they share batches. A larger one runs
 #: them one after the other, so that an interruption loses one axis at most.
 TOGETHER_BATCHES = 8
-KINDS = ("compliance", "over_refusal", "accuracy", "perplexity")
+KINDS = (
+    *("compliance", "over_refusal", "jailbreak", "accuracy", "choice", "rouge", "lm_eval", "perplexity", "structeval"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,14 @@ class AxisSpec:
     """One question to put to a model.
 
     Attributes:
-        kind: "compliance", "over_refusal", "accuracy" or "perplexity".
+        kind: one of ``KINDS``.
         dataset: "bundled", or a name in ``catalogue.CATALOGUE``, or (with ``path``) any name; "tickets" for the bundled
-            classification task.
+            classification task; of a jailbreak its method (``jailbreaks.METHODS``), of lm_eval the task's name.
         path: a local file or folder; the hub is then never asked.
         revision: commit of the hub's data set to pin.
         split: of the bundled sets.
         limit: at most so many prompts.
-        match: accuracy only: "choice", "exact" or "number".
+        match: accuracy only: "choice", "exact", "number" or "gsm8k".
         window_chars: perplexity only.
     """
 
@@ -86,6 +89,18 @@ class AxisSpec:
             return load_prompts(
                 self.dataset, side=side, split=self.split, path=self.path, revision=self.revision, limit=self.limit
             )
+        if self.kind == "jailbreak":
+            return load_prompts(side="harmful", split=self.split, limit=self.limit)
+        if self.kind in ("choice", "rouge"):
+            if self.path is None:
+                raise UsageError(f"{self.kind} needs a file of questions", fix=f"{self.kind}=FILE.jsonl")
+            return load_questions(self.path, limit=self.limit)
+        if self.kind == "structeval":
+            from trimtab.evaluation import structured
+
+            return structured.prompt_set(structured.axis_tasks(self.dataset, self.path, self.limit), self.dataset)
+        if self.kind == "lm_eval":
+            return PromptSet(self.dataset, ())  # lm-eval loads them itself
         if self.kind == "accuracy":
             if self.path is not None:
                 name = "" if self.dataset == "bundled" else self.dataset
@@ -115,6 +130,19 @@ def default_axes(
 
 
 @dataclass(frozen=True)
+class _Options:
+    """What holds for all axes of one measurement."""
+
+    loaded: LoadedModel
+    max_new_tokens: int
+    batch_size: int
+    judge: str
+    seeds: int
+    temperature: float
+    attacker: str | None
+
+
+@dataclass(frozen=True)
 class _Planned:
     """An axis with its task, and the key that says whether a finished log already answers it."""
 
@@ -133,6 +161,10 @@ def evaluate(
     max_new_tokens: int = 64,
     batch_size: int = 16,
     progress: bool = True,
+    judge: str = "rules",
+    seeds: int = 1,
+    temperature: float = 0.0,
+    attacker: str | None = None,
 ) -> Run:
     """Measure ``model`` on ``axes`` and write logs and ``results.json`` under ``out``.
 
@@ -144,6 +176,10 @@ def evaluate(
         max_new_tokens: length of an answer. A short limit is enough for refusals and cheap; it is part of the record.
         batch_size: chats in one forward pass.
         progress: show a bar on standard error.
+        judge: of compliance and jailbreaks, by its name in ``ladder.py``.
+        seeds: how often each prompt is answered, each time with another seed; more than one needs a temperature.
+        temperature: 0 is greedy.
+        attacker: model that leads a crescendo, by inspect's name.
 
     Returns:
         The run, with the derived axis "incoherence".
@@ -155,17 +191,37 @@ def evaluate(
     specs = [_with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
     if not specs:
         raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
+    if (seeds > 1) != (temperature > 0.0):
+        fix = "give both --seeds N and --temperature T, or neither"
+        raise UsageError("several seeds need a temperature, and a temperature several seeds", seen=seeds, fix=fix)
     prompts = [spec.prompts() for spec in specs]  # before the model: a wrong path should not cost a load
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load(model) if isinstance(model, str) else model
-    identity = {"fingerprint": fingerprint(loaded) | {"decoding": _decoding(max_new_tokens)}, "model": loaded.name}
-    planned = [_plan(spec, found, identity, max_new_tokens) for spec, found in zip(specs, prompts, strict=True)]
+    decoding = _decoding(max_new_tokens, temperature, seeds)
+    prints = fingerprint(loaded) | {"decoding": decoding}
+    identity: dict[str, Any] = {"fingerprint": prints, "model": loaded.name}
+    _prepare_judge(judge, loaded, prints["weights"])
+    options = _Options(loaded, max_new_tokens, batch_size, judge, seeds, temperature, attacker)
+    planned = [_plan(spec, found, identity, options) for spec, found in zip(specs, prompts, strict=True)]
     _check_distinct(planned)
+    with alone_in(folder):
+        return _measure(loaded, planned, identity, folder, options, progress)
+
+
+def _measure(
+    loaded: LoadedModel,
+    planned: Sequence[_Planned],
+    identity: dict[str, Any],
+    folder: Path,
+    options: _Options,
+    progress: bool,
+) -> Run:
+    """Run what is not finished, then read everything back and write the summary."""
     kept = finished(folder)
     todo = [plan for plan in planned if plan.key not in kept]
     (folder / logs_module.SUMMARY).unlink(missing_ok=True)
-    fresh = _run(loaded, todo, identity, folder, batch_size, progress) if todo else {}
+    fresh = _run(loaded, todo, identity, folder, options, progress) if todo else {}
     files = [(fresh | kept)[plan.key] for plan in planned]
     run = logs_module.run_from_logs([logs_module.read_log(path) for path in files])
     write_summary(run, folder, files)
@@ -191,24 +247,36 @@ def _run(
     todo: Sequence[_Planned],
     identity: dict[str, Any],
     folder: Path,
-    batch_size: int,
+    options: _Options,
     progress: bool,
 ) -> dict[str, Path]:
     """Run the planned axes in one ``inspect_ai.eval``; log files by key."""
+    from inspect_ai import Epochs
     from inspect_ai import eval as inspect_eval
     from tqdm import tqdm
 
+    from trimtab.evaluation import tasks
+    from trimtab.evaluation.journal import Journal, Remembered
     from trimtab.evaluation.provider import provider_for
 
     for plan in todo:
         plan.task.metadata = (plan.task.metadata or {}) | {logs_module.RUN_KEY: identity | {"key": plan.key}}
-    total = sum(len(plan.prompts.prompts) for plan in todo)
+    batch_size = options.batch_size
+    total = options.seeds * sum(len(plan.prompts.prompts) for plan in todo)
+    scope = hashlib.sha256(json.dumps(identity["fingerprint"], sort_keys=True).encode()).hexdigest()[:12]
+    journal = Journal(folder / f".answers-{scope}.jsonl")
+    complete = False
     with tqdm(total=total, unit="prompt", desc=f"measuring {loaded.name}", disable=not progress) as bar:
-        asked = sum(len(plan.prompts.prompts) for plan in todo if plan.generates)
+        asked = options.seeds * sum(len(plan.prompts.prompts) for plan in todo if plan.generates)
         together = asked <= TOGETHER_BATCHES * batch_size
         expected = asked if together else 0
-        model = provider_for(loaded, batch_size=batch_size, on_answers=bar.update, expected=expected)
-        waiting = max(len(plan.prompts.prompts) for plan in todo)
+        model = provider_for(loaded, batch_size=batch_size, on_answers=bar.update, expected=expected, journal=journal)
+        waiting = max(1, options.seeds * max(len(plan.prompts.prompts) for plan in todo))
+        if options.judge == "rubric:self":
+            _put_self_to_work(model)
+        at_work = tasks.judge_for("compliance", options.judge) if options.judge != "rules" else None
+        if at_work is not None:
+            tasks.put_to_work(options.judge, Remembered(at_work, journal))
         try:
             logs = inspect_eval(
                 [plan.task for plan in todo],
@@ -221,9 +289,14 @@ def _run(
                 max_connections=model.api.max_connections(),
                 adaptive_connections=False,  # nothing to adapt to: the model is in this process
                 max_tasks=len(todo) if together else 1,
+                epochs=Epochs(options.seeds, "mode") if options.seeds > 1 else None,
             )
+            complete = all(log.status == "success" for log in logs)
         finally:
             model.api.close()
+            journal.close(complete=complete)
+            if at_work is not None:
+                tasks.put_to_work(options.judge, at_work)
     return {_key(log): _finished_path(log) for log in logs}
 
 
@@ -240,22 +313,64 @@ def _key(log: EvalLog) -> str:
     return str((log.eval.metadata or {})[logs_module.RUN_KEY]["key"])
 
 
-def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], max_new_tokens: int) -> _Planned:
-    from trimtab.evaluation import tasks
+def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], options: _Options) -> _Planned:
+    from trimtab.evaluation import jailbreaks, structured, tasks, utility
 
-    if spec.kind == "accuracy":
+    max_new_tokens = options.max_new_tokens
+    if spec.kind == "jailbreak":
+        made = jailbreaks.transformed(spec.dataset, prompts, path=spec.path, loaded=options.loaded)
+        task = tasks.jailbreak_task(spec.dataset, prompts, made, max_new_tokens, options.judge, options.attacker)
+    elif spec.kind == "rouge":
+        task = utility.rouge_task(prompts, max_new_tokens)
+    elif spec.kind == "choice":
+        task = utility.choice_task(prompts)
+    elif spec.kind == "structeval":
+        chosen = structured.axis_tasks(spec.dataset, spec.path, spec.limit)
+        length = max(max_new_tokens, structured.MIN_AXIS_TOKENS)
+        task = structured.structured_task(chosen, spec.dataset, length)
+    elif spec.kind == "lm_eval":
+        task = utility.lm_eval_task(options.loaded, spec.dataset, spec.limit, options.batch_size)
+    elif spec.kind == "accuracy":
         task = tasks.accuracy_task(prompts, spec.match, max_new_tokens)
     elif spec.kind == "perplexity":
         task = tasks.perplexity_task(prompts)
     else:
-        task = tasks.refusal_task(spec.kind, prompts, spec.dataset, max_new_tokens)
+        task = tasks.refusal_task(spec.kind, prompts, spec.dataset, max_new_tokens, options.judge)
+    if options.seeds > 1 and spec.kind in ("compliance", "over_refusal", "jailbreak", "accuracy", "rouge"):
+        task.config.temperature = options.temperature
+        if spec.dataset != "crescendo":
+            task.solver = tasks.seeded(options.temperature)
     axis = (task.metadata or {})[logs_module.AXIS_KEY]
     facts = json.dumps([axis, identity["fingerprint"], spec.match], sort_keys=True)
-    return _Planned(task, prompts, hashlib.sha256(facts.encode()).hexdigest()[:16], spec.kind != "perplexity")
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return _Planned(task, prompts, key, spec.kind not in ("perplexity", "choice", "lm_eval"))
 
 
-def _decoding(max_new_tokens: int) -> str:
-    return json.dumps({"max_new_tokens": max_new_tokens, "temperature": 0.0}, sort_keys=True)
+def _decoding(max_new_tokens: int, temperature: float, seeds: int) -> str:
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    return json.dumps(settings | ({"seeds": seeds} if seeds > 1 else {}), sort_keys=True)
+
+
+def _prepare_judge(name: str, loaded: LoadedModel, weights: str) -> None:
+    """Load the judge before anything is generated; the model under test judges only if it is asked to by name."""
+    from trimtab.evaluation import tasks
+    from trimtab.evaluation.ladder import SELF, Rules, awaited, make_judge, refuse_self
+
+    if name == SELF:
+        tasks.put_to_work(name, Rules(f"{SELF}/{loaded.name}", "harmful"))  # until the provider is there
+        return
+    if name != "rules":
+        found = make_judge(name)
+        refuse_self(found, loaded.name, weights)
+        tasks.put_to_work(name, awaited(found))
+
+
+def _put_self_to_work(model: Any) -> None:
+    from trimtab.evaluation import tasks
+    from trimtab.evaluation.ladder import SELF
+    from trimtab.evaluation.rubric import RubricJudge
+
+    tasks.put_to_work(SELF, RubricJudge(model))
 
 
 def _with_limit(axis: AxisSpec, limit: int | None) -> AxisSpec:

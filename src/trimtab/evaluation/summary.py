@@ -20,7 +20,9 @@ from trimtab.evaluation.logs import SUMMARY
 def write_summary(run: Run, folder: Path, logs: Sequence[Path]) -> Path:
     """Write the file; its path."""
     path = folder / SUMMARY
-    path.write_text(json.dumps(summary(run, logs), indent=2, sort_keys=True) + "\n")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(summary(run, logs), indent=2, sort_keys=True) + "\n")
+    partial.replace(path)  # a reader, or a full disk, never sees half of it
     return path
 
 
@@ -56,7 +58,9 @@ def _numbers(axis: Axis) -> dict[str, Any]:
 
 
 def _metric(axis: Axis) -> str:
-    return {"accuracy": "acc", "perplexity": "nats_per_token"}.get(axis.name.partition(":")[0], "rate")
+    return {"accuracy": "acc", "perplexity": "nats_per_token", "structeval": "score"}.get(
+        axis.name.partition(":")[0], "rate"
+    )
 
 
 def _scored(axis: Axis) -> int:

@@ -1,8 +1,9 @@
-"""Inspect tasks: harmful compliance, over-refusal, accuracy, perplexity.
+"""Inspect tasks: harmful compliance, over-refusal, jailbreaks, accuracy, perplexity.
 
-Covered: ``inspect eval trimtab/safety --model trimtab/demo`` and the same from ``runner.py``; scorers that record
-verdict, category and judge with every sample.
-Not covered: model judges. No task has a ``grader`` role, so that no model ever grades itself.
+Covered: ``inspect eval trimtab/safety --model trimtab/demo`` and the same from ``runner.py``; jailbreaks; scorers that
+record verdict, category and judge with every sample.
+Not covered: ROUGE, choice and lm-eval (``utility.py``). No task has a ``grader`` role, so that no model ever grades
+itself unless it is asked to by name (``ladder.py``).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from trimtab.errors import UsageError
-from trimtab.evaluation import verdicts
+from trimtab.evaluation import jailbreaks, verdicts
 from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
+from trimtab.evaluation.crescendo import crescendo
 from trimtab.evaluation.datasets import Prompt, PromptSet, bundled_tickets, load_prompts, load_questions
 from trimtab.evaluation.grading import is_correct
-from trimtab.evaluation.judges import JUDGE, judge
+from trimtab.evaluation.labelled import Exchange
+from trimtab.evaluation.ladder import Awaited, Rules, awaited, make_judge
 from trimtab.evaluation.metrics import RATES, mean_nats
 from trimtab.evaluation.provider import TrimtabAPI
 from trimtab.evaluation.verdicts import LOWER_IS_BETTER, Outcome
@@ -46,10 +49,28 @@ def safety(
     split: str = "eval",
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    judge: str = "rules",
 ) -> Task:
     """How often does the model go along with harmful requests? (lower is better)"""
     prompts = load_prompts(dataset, side="harmful", split=split, path=path, revision=revision, limit=limit)
-    return refusal_task("compliance", prompts, dataset, max_new_tokens)
+    return refusal_task("compliance", prompts, dataset, max_new_tokens, judge)
+
+
+@task
+def jailbreak(
+    method: str = "prefill",
+    file: str | None = None,
+    dataset: str = "bundled",
+    path: str | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    judge: str = "rules",
+    attacker: str | None = None,
+) -> Task:
+    """How often does the model go along when it is asked in a way that gets round refusals? (lower is better)"""
+    prompts = load_prompts(dataset, side="harmful", path=path, limit=limit)
+    made = jailbreaks.transformed(method, prompts, path=file)
+    return jailbreak_task(method, prompts, made, max_new_tokens, judge, attacker)
 
 
 @task
@@ -81,8 +102,11 @@ def perplexity(path: str, window_chars: int = 2000, limit: int | None = None) ->
     return perplexity_task(text_windows(path, window_chars=window_chars).limited(limit))
 
 
-def refusal_task(kind: str, prompts: PromptSet, dataset: str, max_new_tokens: int) -> Task:
+def refusal_task(kind: str, prompts: PromptSet, dataset: str, max_new_tokens: int, judge: str = "rules") -> Task:
     """The task behind ``safety`` and ``over_refusal``.
+
+    Args:
+        judge: see ``ladder.py``. Over-refusal is about language: a judge of harm leaves it to the refusal rules.
 
     Raises:
         UsageError: an innocent set asked about compliance, or a harmful one about over-refusal.
@@ -98,16 +122,44 @@ def refusal_task(kind: str, prompts: PromptSet, dataset: str, max_new_tokens: in
         name=name.replace(":", "-"),
         dataset=samples(prompts),
         solver=[generate()],
-        scorer=refusal_rules(kind),
+        scorer=judged(kind, judge),
         config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
-        metadata=axis_metadata(name, f"{question} ({source})", kind, prompts, JUDGE),
+        metadata=axis_metadata(name, f"{question} ({source})", kind, prompts, judge_for(kind, judge).name),
+    )
+
+
+def jailbreak_task(
+    method: str, prompts: PromptSet, made: PromptSet, max_new_tokens: int, judge: str = "rules", attacker: Any = None
+) -> Task:
+    """The task behind ``jailbreak``.
+
+    Args:
+        prompts: the requests. made: the same under the method. attacker: of a crescendo.
+
+    The data set that the axis records is that of the requests where the method depends on the model (GCG, crescendo):
+    two models are then compared on the same requests, each under its own attack.
+    """
+    recorded = prompts if method in ("gcg", "crescendo") else made
+    return Task(
+        name=f"jailbreak-{method}",
+        dataset=samples(made),
+        solver=[crescendo(attacker)] if method == "crescendo" else [generate()],
+        scorer=judged("jailbreak", judge),
+        config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
+        metadata=axis_metadata(
+            f"jailbreak:{method}",
+            f"Goes along under a jailbreak ({method})",
+            "jailbreak",
+            recorded,
+            judge_for("jailbreak", judge).name,
+        ),
     )
 
 
 def accuracy_task(questions: PromptSet, match: str | None, max_new_tokens: int) -> Task:
     """The task behind ``accuracy``."""
-    if match not in (None, "choice", "exact", "number"):
-        raise UsageError("unknown way to match answers", seen=match, fix="use choice, exact or number")
+    if match not in (None, "choice", "exact", "number", "gsm8k"):
+        raise UsageError("unknown way to match answers", seen=match, fix="use choice, exact, number or gsm8k")
     short = "" if questions.name.startswith("bundled/") else f":{questions.name.partition('[')[0]}"
     return Task(
         name=f"accuracy{short}".replace(":", "-"),
@@ -144,6 +196,7 @@ def axis_metadata(name: str, label: str, kind: str, prompts: PromptSet, judge_na
             "lower_is_better": LOWER_IS_BETTER[kind],
             "judge": judge_name,
             "dataset": prompts.label,
+            "continuous": kind in ("perplexity", "rouge"),
         }
     }
 
@@ -160,23 +213,53 @@ def _sample(prompt: Prompt) -> Sample:
         id=prompt.id,
         input=chat if len(chat) > 1 else prompt.text,
         target=prompt.target,
-        metadata={"category": prompt.category, "choices": list(prompt.choices)},
+        metadata={"category": prompt.category, "choices": list(prompt.choices), "request": prompt.request},
     )
 
 
 # --- scorers ----------------------------------------------------------------------------------------------------------
 
 
+_AT_WORK: dict[str, Awaited] = {"rules": Rules()}  # judges by name: a checkpoint is loaded once for all its axes
+
+
+def put_to_work(name: str, found: Awaited) -> None:
+    """Let scorers find a judge under a name; the runner does this for judges that only exist in this process."""
+    _AT_WORK[name] = found
+
+
+def judge_for(kind: str, name: str) -> Awaited:
+    """The judge of an axis: over-refusal is a matter of language, which judges of harm do not see."""
+    if name not in _AT_WORK:
+        put_to_work(name, awaited(make_judge(name)))
+    found = _AT_WORK[name]
+    return _AT_WORK["rules"] if kind == "over_refusal" and found.positive == "harmful" else found
+
+
+@solver
+def seeded(temperature: float) -> Solver:
+    """Sample an answer with the number of the epoch as seed, so that every repetition is another draw."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        return await generate(state, temperature=temperature, seed=state.epoch)
+
+    return solve
+
+
 @scorer(metrics=[make() for make in RATES])
-def refusal_rules(kind: str) -> Scorer:
-    """Verdicts by the refusal rules, as compliance or as over-refusal."""
-    outcome_of = {"compliance": verdicts.compliance, "over_refusal": verdicts.over_refusal}[kind]
+def judged(kind: str, judge: str = "rules") -> Scorer:
+    """Verdicts by a judge of the ladder, as compliance or as over-refusal.
+
+    What is judged is the request itself, not what a jailbreak made of it.
+    """
+    outcome_of = verdicts.over_refusal if kind == "over_refusal" else verdicts.compliance
 
     async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001
         answer = state.output.completion
-        verdict = judge(state.input_text, answer)
-        extra = {"label": verdict.label, "coherent": verdict.coherent}
-        return _score(state, answer, outcome_of(verdict), JUDGE, verdict.reason, extra)
+        at_work = judge_for(kind, judge)
+        verdict = await at_work.verdict(Exchange(str(state.metadata.get("request") or state.input_text), answer))
+        extra = {"label": verdict.label, "coherent": verdict.coherent, "grade": verdict.grade}
+        return score_of(state, answer, outcome_of(verdict), at_work.name, verdict.reason, extra)
 
     return score
 
@@ -188,7 +271,7 @@ def label_match(match: str | None = None) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion
         correct = is_correct(answer, target.text, state.metadata.get("choices") or (), match)  # type: ignore[arg-type]
-        return _score(state, answer, verdicts.correctness(correct), GRADER, f"expected {target.text!r}", {})
+        return score_of(state, answer, verdicts.correctness(correct), GRADER, f"expected {target.text!r}", {})
 
     return score
 
@@ -216,14 +299,15 @@ def mean_likelihood() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001
         nats, tokens = state.metadata["nats"], state.metadata["tokens"]
         extra = {"nats": nats, "tokens": tokens, "bytes": len(state.input_text.encode("utf-8", "replace"))}
-        return _score(state, "", Outcome("", nats / tokens), LIKELIHOOD, "", extra)
+        return score_of(state, "", Outcome("", nats / tokens), LIKELIHOOD, "", extra)
 
     return score
 
 
-def _score(
+def score_of(
     state: TaskState, answer: str, outcome: Outcome, judge_name: str, reason: str, extra: dict[str, Any]
 ) -> Score:
+    """A score whose metadata ``logs.py`` and ``metrics.py`` read."""
     metadata = {
         "verdict": outcome.verdict,
         "value": outcome.value,

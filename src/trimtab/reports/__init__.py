@@ -1,4 +1,4 @@
-"""A verdict as people and machines read it: HTML, Markdown, JSON.
+"""A verdict as people and machines read it: HTML, Markdown, JSON, JUnit, SARIF, and what the model hub shows.
 
 Each function takes a non-empty sequence of ``Comparison`` with one base. They are loaded on first use, so that the
 command line starts fast.
@@ -14,16 +14,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab.reports.document import SCHEMA, to_document, to_json
     from trimtab.reports.html import to_html
+    from trimtab.reports.hub import model_card_block, with_block, write_eval_results
+    from trimtab.reports.junit import to_junit
     from trimtab.reports.markdown import to_markdown
+    from trimtab.reports.sarif import to_sarif
 
-__all__ = ["SCHEMA", "to_document", "to_html", "to_json", "to_markdown"]
+__all__ = [
+    "SCHEMA",
+    "model_card_block",
+    "to_document",
+    "to_html",
+    "to_json",
+    "to_junit",
+    "to_markdown",
+    "to_sarif",
+    "with_block",
+    "write_eval_results",
+]
 
 _HOMES = {
     "SCHEMA": "document",
     "to_document": "document",
     "to_json": "document",
     "to_html": "html",
+    "to_junit": "junit",
     "to_markdown": "markdown",
+    "to_sarif": "sarif",
+    "model_card_block": "hub",
+    "with_block": "hub",
+    "write_eval_results": "hub",
 }
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.comparison.judge_error import Corrected
 from trimtab.comparison.policy import Policy
 from trimtab.comparison.results import EXIT_CODES, AxisResult, Comparison, Estimate, ItemPair, Side, worst
 from trimtab.comparison.statistics import Interval
@@ -143,6 +144,8 @@ def _policy(policy: Policy) -> dict[str, Any]:
         "relative_margin": policy.relative_margin,
         "margins": dict(policy.margins),
         "max_lost": policy.max_lost,
+        "test": policy.test,
+        "cluster": policy.cluster,
     }
 
 
@@ -194,7 +197,17 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
         "pairs_needed": estimate.pairs_needed,
         "worse": estimate.worse,
         "better": estimate.better,
+        "clusters": estimate.clusters,
+        "corrected": None if estimate.corrected is None else _corrected(estimate.corrected),
+        "corrected_rates": None if estimate.corrected_rates is None else [*map(_corrected, estimate.corrected_rates)],
+        "powered": None
+        if estimate.powered is None
+        else {**estimate.powered._asdict(), "interval": _bounds(estimate.powered.interval)},
     }
+
+
+def _corrected(found: Corrected) -> dict[str, Any]:
+    return {**found._asdict(), "interval": _bounds(found.interval)}
 
 
 def _bounds(interval: Interval) -> list[float | None]:

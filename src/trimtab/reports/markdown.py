@@ -29,7 +29,7 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     parts = [f"# {markdown_text(wording.overall_headline(many), 2000)}", f"Reference: {_name(many[0].base.model)}"]
     for comparison in many:
         parts += _candidate(comparison)
-    parts += ["## How it was measured", _methods(many)]
+    parts += ["## How it was measured", methods(many)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -42,7 +42,7 @@ def _candidate(comparison: Comparison) -> list[str]:
     parts = [
         f"## {_MARKS[comparison.verdict]} {markdown_text(comparison.candidate.model)}: {verdict}",
         markdown_text(wording.candidate_headline(comparison), 2000),
-        _table(comparison),
+        comparison_table(comparison),
     ]
     if comparison.findings:
         parts.append("\n".join(f"- {markdown_text(finding.message)}" for finding in comparison.findings))
@@ -61,7 +61,8 @@ def _reason(axis: AxisResult, comparison: Comparison) -> str:
     return markdown_text(wording.reason_sentence(axis, comparison.policy.power), 2000)
 
 
-def _table(comparison: Comparison) -> str:
+def comparison_table(comparison: Comparison) -> str:
+    """One row for each axis: both values, the change with its interval, corrected p, n, verdict."""
     level = wording.level_text(comparison.policy.alpha)
     rows = [
         f"| Axis | Reference | Candidate | Change ({level} CI) | Holm p | n | Verdict |",
@@ -104,7 +105,8 @@ def _change_lines(axis: AxisResult) -> list[str]:
     return [*lines, f"- {_label(axis)}: {rest:,} more"] if rest else lines
 
 
-def _methods(comparisons: Sequence[Comparison]) -> str:
+def methods(comparisons: Sequence[Comparison]) -> str:
+    """Judge and data of each axis, and the statistics, as a list."""
     lines = [
         f"- {_label(axis)}: judge {markdown_text(axis.judge)}; data {markdown_text(axis.dataset)}."
         for axis in comparisons[0].axes
@@ -112,7 +114,11 @@ def _methods(comparisons: Sequence[Comparison]) -> str:
     policy = comparisons[0].policy
     lines.append(
         f"- Paired on item ids. Alpha {policy.alpha:g} over all axes (Holm), power {policy.power:g}. Binary axes: "
-        "exact McNemar test, Newcombe's paired interval. Continuous axes: paired t. Unscored is never counted "
-        "as safe."
+        f"{policy.test} McNemar test, Newcombe's paired interval{_clusters(policy.cluster)}. "
+        "Continuous axes: paired t. Unscored is never counted as safe."
     )
     return "\n".join(lines)
+
+
+def _clusters(how: str) -> str:
+    return "; whole categories as one observation (cluster bootstrap, sign flips)" if how == "category" else ""

@@ -101,11 +101,12 @@ def reason_sentence(axis: AxisResult, power: float) -> str:
     if estimate is None or margin is None:
         return "It cannot be called safe: an axis without a score is never a pass."
     limit = difference_text(axis, margin, signed=False)
+    after = correction_sentence(axis, estimate)
     if axis.verdict == "regression":
-        return f"Worse by more than the margin of {limit}, and more than chance explains."
-    worst = estimate.worse_interval.upper
+        return f"Worse by more than the margin of {limit}, and more than chance explains.{after}"
+    worst = estimate.deciding[1].upper
     bound = difference_text(axis, max(worst, 0.0), signed=False) if math.isfinite(worst) else "any amount"
-    unseen = detectable_sentence(axis, estimate, power)
+    unseen = detectable_sentence(axis, estimate, power) + after
     notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in axis.notes)
     if axis.verdict == "pass" and worst <= 0.0:
         return f"Not worse: the whole interval lies on the better side.{notes} {unseen}"
@@ -115,6 +116,15 @@ def reason_sentence(axis: AxisResult, power: float) -> str:
     if estimate.pairs_needed is not None and estimate.pairs_needed <= estimate.pairs:
         more = ""  # enough pairs for a difference of the margin; what was seen lies too near to the margin
     return f"It could be worse by up to {bound}; the margin is {limit}.{notes}{more} {unseen}"
+
+
+def correction_sentence(axis: AxisResult, estimate: Estimate) -> str:
+    """What the verdict rests on where the judge's errors were taken out; empty where they were not."""
+    if estimate.powered is None and estimate.corrected is None:
+        return ""
+    how = "Corrected for the judge's errors" if estimate.powered is None else "Prediction-powered, with people's labels"
+    value, interval = estimate.deciding
+    return f" {how}: worse by {difference_text(axis, value)} ({interval_text(axis, interval, difference=True)})."
 
 
 def detectable_sentence(axis: AxisResult, estimate: Estimate, power: float) -> str:
@@ -179,7 +189,9 @@ def overall_headline(comparisons: Sequence[Comparison]) -> str:
 def _most(comparisons: Sequence[Comparison]) -> AxisResult:
     """The regressed axis that exceeds its margin by the largest factor."""
     failed = [axis for one in comparisons for axis in one.axes if axis.verdict == "regression"]
-    return max(failed, key=lambda axis: axis.estimate.worse_by / axis.margin if axis.estimate and axis.margin else 0.0)
+    return max(
+        failed, key=lambda axis: axis.estimate.deciding[0] / axis.margin if axis.estimate and axis.margin else 0.0
+    )
 
 
 def _moved(axis: AxisResult) -> str:
