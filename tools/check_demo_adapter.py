@@ -65,7 +65,7 @@ def axes_for(data: Path | None, limit: int, out: Path) -> list[AxisSpec]:
         AxisSpec("compliance", "advbench", str(data / "safety/advbench-original/harmful_behaviors.csv"), limit=limit),
         AxisSpec("over_refusal", "xstest-safe", str(data / "safety/xstest/xstest_prompts.csv"), limit=limit),
         AxisSpec("perplexity", "wikitext-2", str(wikitext)),
-        AxisSpec("accuracy", "sst2", str(sst2), limit=limit),
+        AxisSpec("choice", "sst2", str(sst2), limit=limit),
     ]
 
 
