@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 def is_blank(image: Image.Image) -> bool:
     """Whether all pixels have one colour."""
     extremes = image.convert("RGB").getextrema()
-    return all(low == high for low, high in extremes)  # type: ignore[misc]
+    return all(low == high for low, high in extremes)
 
 
 def encode(images: Sequence[Image.Image], *, cut: bool) -> Picture:
