@@ -107,6 +107,8 @@ def test_nothing_of_one_page_is_left_for_the_next() -> None:
 
 
 def test_a_missing_renderer_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("playwright")
+    pytest.importorskip("PIL")
     monkeypatch.setattr(availability, "find_libraries", lambda: None)
     with Renderer() as one:
         drawn = one.render("React", "export default () => <p>")
