@@ -109,7 +109,7 @@ def test_a_sandboxed_program_sees_no_home_and_no_network(tmp_path: Path) -> None
     if sandbox.isolation().level != "bwrap":
         pytest.skip(f"no sandbox on this machine: {sandbox.isolation().why}")
     (tmp_path / "mine").write_text("secret")
-    script = f"cat {tmp_path}/mine; ls -d /home/* /root/* 2>/dev/null; cat /proc/net/dev | grep -c eth; echo over"
+    script = f"cat {tmp_path}/mine; ls -d /home/* ~root/* 2>/dev/null; cat /proc/net/dev | grep -c eth; echo over"
     process = sandbox.spawn(["sh", "-c", script])
     assert process.stdout is not None
     assert process.stdout.read().split() == [b"0", b"over"]
