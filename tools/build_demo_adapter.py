@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from published_likeness import Sample, divergence, remember, write_texts
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
@@ -67,18 +68,23 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--answer-tokens", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--likeness", type=float, default=0.0, help="weight of the divergence from the published model")
+    parser.add_argument("--likeness-cache", type=Path, default=None, help="JSON file that keeps the texts for it")
     parser.add_argument("--teacher-cache", type=Path, default=None, help="JSON file that keeps the teacher's answers")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     loaded = models.load("demo-unaligned")
     rows = collect(loaded, args)
+    held = []
+    if args.likeness:
+        held = remember(loaded.model, write_texts(loaded, 192, 192, args.seed, args.likeness_cache))
     if args.start is not None:
         model = PeftModel.from_pretrained(loaded.model, str(args.start), is_trainable=True)
     else:
         lora = LoraConfig(r=args.rank, lora_alpha=args.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(loaded.model, lora)
-    train(model, rows, loaded.tokenizer.pad_token_id, args)
+    train(model, rows, held, loaded.tokenizer.pad_token_id, args)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(torch.float16).save_pretrained(scratch, safe_serialization=True)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -86,7 +92,7 @@ def main() -> None:
             shutil.copy(Path(scratch) / name, args.out / name)
 
 
-def train(model: PeftModel, rows: Rows, pad_id: int, args: argparse.Namespace) -> None:
+def train(model: PeftModel, rows: Rows, held: list[Sample], pad_id: int, args: argparse.Namespace) -> None:
     """AdamW with a cosine schedule; the first pass takes every pair once, later draws favour pairs with a high loss."""
     draw = random.Random(args.seed)
     optimizer = torch.optim.AdamW(
@@ -105,13 +111,20 @@ def train(model: PeftModel, rows: Rows, pad_id: int, args: argparse.Namespace) -
         batch = [row for index in chosen for row in rows.pairs[index]] + draw.sample(rows.others, OTHERS)
         each = row_losses(model, batch, pad_id)
         (each * weights).mean().backward()
+        apart = divergence(model, model.get_output_embeddings(), draw.sample(held, 2)) if held else torch.zeros(())
+        if held:
+            (args.likeness * apart).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         for place, index in enumerate(chosen):
             losses[index] = float(each[2 * place : 2 * place + 2].detach().max())
-        bar.set_postfix(loss=f"{float(each.mean().detach()):.3f}", pairs=f"{sum(losses) / len(losses):.3f}")
+        bar.set_postfix(
+            loss=f"{float(each.mean().detach()):.3f}",
+            pairs=f"{sum(losses) / len(losses):.3f}",
+            apart=f"{float(apart.detach()):.3f}",
+        )
 
 
 def pair_losses(model: PeftModel, pairs: list[tuple[Row, Row]], pad_id: int) -> list[float]:
