@@ -12,8 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
-from trimtab.structeval import generations, offline, run, tasks
+from trimtab.structeval import generations, offline, tasks
 from trimtab.structeval.aggregate import share
+from trimtab.structeval.drawing import Drawing
 from trimtab.structeval.table import estimate_text
 from trimtab.structeval.tasks import Question
 
@@ -116,7 +117,8 @@ def main() -> None:
         for task in tasks.load(options.sample)
         if task.id in ANSWERS
     ]
-    drawn = run.draw_all(found, store=options.store, workers=2)
+    with Drawing(options.store, workers=2) as drawing:
+        drawn = drawing.draw_all(found)
     right: list[bool] = []
     false: list[bool] = []
     asked = decided_wrong = 0

@@ -1,12 +1,14 @@
 """How fast is each format rendered warm, against one browser or one process for each item? Prints a table.
 
     python benchmarks/structeval_rendering.py [--json FILE] [--items 40] [--baseline 4] [--formats HTML Vega]
+    python benchmarks/structeval_rendering.py --against OTHER/.venv/bin/python --rounds 3 --formats Angular TikZ
 
 Items are the valid cases of ``tests/unit/structeval/cases``, repeated. ``warm``: items a second of one renderer that
 has drawn each case before. ``cpu``: processor seconds for one item over all programs (its inverse times the cores is
 what an idle machine can reach; wall time on a busy one says little). ``cold``: the same items, each with a renderer
 started for it alone, which is what the original benchmark does, less its fixed pauses of 1 to 3 seconds; ``ratio``:
-warm rate over cold rate.
+warm rate over cold rate. ``--against``: the Python of another checkout; both are measured in turn, ``--rounds`` times,
+by processor seconds for one item, and the ratio of each pair is printed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import argparse
 import itertools
 import json
 import os
+import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -55,7 +59,17 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--baseline", type=int, default=4)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
+    parser.add_argument("--against", type=Path, help="Python of another checkout, to compare processor seconds with")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        print(json.dumps(cost(options.formats[0], options.items)))
+        return
+    if options.against:
+        for name in options.formats:
+            print(compare(name, options.items, options.against, options.rounds), flush=True)
+        return
     print(f"sandbox: {sandbox.isolation().level}; cores: {os.cpu_count()}")
     print(f"{'format':<11}{'n':>4}{'warm/s':>9}{'cpu s':>8}{'idle/s':>8}{'bar':>5}{'cold/s':>8}{'ratio':>7}{'load':>6}")
     rows = []
@@ -74,23 +88,49 @@ def main() -> None:
 
 def measure(name: str, count: int, baseline: int) -> Row:
     """Both ways, in this process, one after the other."""
+    wall, cpu = cost(name, count)
+    items = repeated(name, count)
+    began = time.perf_counter()
+    for _, text in items[:baseline]:
+        with Renderer(workers=1) as alone:
+            alone.render(name, text)
+    cold = baseline / (time.perf_counter() - began)
+    return Row(name, count, 1 / wall, cpu, cold, 1 / wall / cold, BARS[name], os.getloadavg()[0])
+
+
+def repeated(name: str, count: int) -> list[tuple[str, str]]:
+    """The valid cases, again and again."""
     texts = [case.text for case in load(name) if case.valid]
-    items = list(itertools.islice(itertools.cycle([(name, text) for text in texts]), count))
+    return list(itertools.islice(itertools.cycle([(name, text) for text in texts]), count))
+
+
+def cost(name: str, count: int) -> tuple[float, float]:
+    """Wall and processor seconds for one item of a warm renderer."""
+    items = repeated(name, count)
     with Renderer() as renderer:
         for _ in range(2):
-            list(renderer.render_many([(name, text) for text in texts]))
+            list(renderer.render_many(list(dict.fromkeys(items))))
         began, used = time.perf_counter(), processor_seconds()
         drawn = list(renderer.render_many(items))
         wall, cpu = time.perf_counter() - began, processor_seconds() - used
     failed = [one.errors for one in drawn if one.status != "rendered"]
     if failed:
         raise SystemExit(f"{name}: {len(failed)} of {count} were not rendered, so the speed means nothing: {failed[0]}")
-    began = time.perf_counter()
-    for _, text in items[:baseline]:
-        with Renderer(workers=1) as alone:
-            alone.render(name, text)
-    cold = baseline / (time.perf_counter() - began)
-    return Row(name, count, count / wall, cpu / count, cold, count / wall / cold, BARS[name], os.getloadavg()[0])
+    return wall / count, cpu / count
+
+
+def compare(name: str, count: int, other: Path, rounds: int) -> str:
+    """Processor seconds for one item there and here, in turn; median of each and the ratio of every pair."""
+    found: dict[str, list[float]] = {str(other): [], sys.executable: []}
+    for _ in range(rounds):
+        for python, costs in found.items():
+            argv = [python, __file__, "--one", "--formats", name, "--items", str(count)]
+            done = subprocess.run(argv, capture_output=True, text=True, check=True)
+            costs.append(json.loads(done.stdout.splitlines()[-1])[1])
+    there, here = found.values()
+    ratios = ", ".join(f"{old / new:.2f}" for old, new in zip(there, here, strict=True))
+    before, after = statistics.median(there), statistics.median(here)
+    return f"{name:<11} n {count} x {rounds}: {before:.3f} -> {after:.3f} cpu s an item; ratios {ratios}"
 
 
 def processor_seconds() -> float:

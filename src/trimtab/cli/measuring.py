@@ -16,14 +16,21 @@ from trimtab.cli.common import emit, examples, json_option, write_text
         "trimtab eval runs/mine --axis compliance --axis over_refusal --axis accuracy=task.jsonl --out runs/mine-eval",
         "trimtab eval demo --axis advbench=harmful_behaviors.csv --axis xstest-safe=xstest_prompts.csv --out runs/d",
         "trimtab eval demo --axis jailbreak:prefill --axis jailbreak:template=templates/ --out runs/attacked",
+        "trimtab eval demo --axis accuracy=gsm8k.jsonl --match gsm8k --max-new-tokens 256 --out runs/maths",
+        "trimtab eval demo --axis choice=mmlu/test --axis 'rouge=dialogues.jsonl?which=rouge1' --out runs/utility",
+        "trimtab eval demo --axis lm_eval:arc_easy --axis 'perplexity=wiki.txt?window_chars=4000' --out runs/more",
         "trimtab eval demo --judge classifier=judges/refusal --seeds 3 --temperature 0.7 --out d",
     ),
 )
 @click.argument("model")
 @click.option("--axis", "axes", multiple=True, help="KIND, KIND:DATASET, DATASET=FILE or KIND=FILE; repeatable. Kinds: "
               "compliance, over_refusal, jailbreak:METHOD (prefill, many-shot, past-tense, template=FILE, crescendo, "
-              "gcg), accuracy, choice=FILE, rouge=FILE, lm_eval:TASK, perplexity=FILE.")  # fmt: skip
+              "gcg), accuracy, accuracy=FILE, choice=FILE, rouge=FILE, lm_eval:TASK, perplexity=FILE, structeval. "
+              "Settings of one axis: AXIS?key=value&... with match, which, window_chars, revision, split, "
+              "limit.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for logs and results.json.")
+@click.option("--match", type=click.Choice(["choice", "exact", "number", "gsm8k"]),
+              help="Of accuracy=FILE: the label, the whole text, the last number, the number behind ####.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="At most so many prompts an axis.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
@@ -39,19 +46,21 @@ from trimtab.cli.common import emit, examples, json_option, write_text
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="With --seeds.")
 @click.option("--attacker", help="Model that leads jailbreak:crescendo, e.g. trimtab/demo or openai/NAME.")
 @json_option
-def evaluate(model: str, axes: tuple[str, ...], out: Path, limit: int | None, max_new_tokens: int, batch_size: int,
-             chat_template: str | None, judge: str, seeds: int, temperature: float, attacker: str | None,
-             as_json: bool) -> None:  # fmt: skip
+def evaluate(model: str, axes: tuple[str, ...], out: Path, match: str | None, limit: int | None,
+             max_new_tokens: int, batch_size: int, chat_template: str | None, judge: str, seeds: int,
+             temperature: float, attacker: str | None, as_json: bool) -> None:  # fmt: skip
     """Measure MODEL on both sides of safety and on utility.
 
     Without --axis: compliance and over-refusal on the bundled prompts. An interrupted run goes on where it stopped.
     """
     from trimtab import models
-    from trimtab.evaluation.runner import AxisSpec
+    from trimtab.evaluation.axes import AxisSpec, with_match
     from trimtab.evaluation.runner import evaluate as measure
     from trimtab.evaluation.terminal import document, lines
 
     specs = [AxisSpec.parse(axis) for axis in axes] or None
+    if match:
+        specs = with_match(specs or [], match)
     if specs is not None:
         for spec in specs:
             spec.prompts()  # a wrong path should not cost a model load
@@ -92,7 +101,7 @@ def evaluate(model: str, axes: tuple[str, ...], out: Path, limit: int | None, ma
     help="People's labels of some items (columns axis, id, base, candidate): prediction-powered.",
 )
 @click.option("--title", default="Safety and utility, before and after", show_default=True)
-@click.option("--redact", is_flag=True, help="Leave prompts and answers out of page and JSON.")
+@click.option("--redact", is_flag=True, help="Leave prompts, answers and template lines out.")
 @json_option
 def compare(base: Path, candidates: tuple[Path, ...], policy: Path | None, html: Path | None, markdown: Path | None,
             junit: Path | None, sarif: Path | None, model_card: Path | None, eval_results: Path | None,
@@ -115,7 +124,7 @@ def compare(base: Path, candidates: tuple[Path, ...], policy: Path | None, html:
     people = read_human_labels(human_labels) if human_labels else None
     reference, changed = read_run(base), [read_run(folder) for folder in candidates]
     found = [judge_change(reference, one, rules, judge_errors=rates, human_labels=people) for one in changed]
-    text = reports.to_markdown(found)
+    text = reports.to_markdown(found, redact=redact)
     if html:
         write_text(html, reports.to_html(found, title=title, redact=redact))
     if markdown:

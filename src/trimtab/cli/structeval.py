@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trimtab.structeval.run import Item
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PYTHON_RISK = "Run Matplotlib scripts even without bubblewrap: they can read your files and use your network."
 _FILE = click.Path(path_type=Path)
 _PICTURES = click.Choice(["auto", "render", "recorded", "none"])
 
@@ -46,6 +47,7 @@ def _filters(function: F) -> F:
 def _scoring(function: F) -> F:
     for option in (
         click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Renderers side by side."),
+        click.option("--unsandboxed-python", is_flag=True, help=_PYTHON_RISK),
         click.option("--offline-vqa", is_flag=True, help="Also decide questions by the rendered text."),
         click.option("--judge-url", help="Address of the judge's server, if it speaks OpenAI's protocol."),
         click.option("--judge", help="Vision model for the questions, as inspect names it: openai/gpt-4.1-mini."),
@@ -124,12 +126,13 @@ def generate(model: str, out: Path, max_tokens: int, temperature: float, batch_s
 @click.argument("file_or_text")
 @click.option("--format", "format_name", required=True, help="One of the 18 formats.")
 @click.option("--out", type=_FILE, help="Write the picture (PNG) here.")
+@click.option("--unsandboxed-python", is_flag=True, help=_PYTHON_RISK)
 @json_option
-def render(file_or_text: str, format_name: str, out: Path | None, as_json: bool) -> None:
+def render(file_or_text: str, format_name: str, out: Path | None, unsandboxed_python: bool, as_json: bool) -> None:
     """Check FILE_OR_TEXT and, where its format renders, draw it. Everything runs in a sandbox, without network."""
     from trimtab.structeval.show import show
 
-    shown = show(file_or_text, format_name)
+    shown = show(file_or_text, format_name, unsandboxed_python=unsandboxed_python)
     if out and shown.png:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(out.name + ".partial")
@@ -161,7 +164,7 @@ def tasks(as_json: bool, **filters: Any) -> None:
 
 
 def _scored(file: Path, *, dataset: str | None, pictures: str, judge: str | None, judge_url: str | None,
-            store: Path | None, offline_vqa: bool, workers: int, **filters: Any) -> list[Item]:  # fmt: skip
+            store: Path | None, offline_vqa: bool, unsandboxed_python: bool, workers: int, **filters: Any) -> list[Item]:  # fmt: skip
     from tqdm import tqdm
 
     from trimtab.structeval import generations, run, vqa
@@ -171,4 +174,5 @@ def _scored(file: Path, *, dataset: str | None, pictures: str, judge: str | None
     asked = vqa.inspect_judge(judge, base_url=judge_url, cache=folder / "judge.jsonl") if judge else None
     with tqdm(total=len(found), unit="item", disable=not any(one.task.rendered for one in found)) as bar:
         return run.score_all(found, pictures=pictures, judge=asked, store=folder, workers=workers,  # type: ignore[arg-type]
-                             use_offline=offline_vqa, progress=bar.update)  # fmt: skip
+                             use_offline=offline_vqa, unsandboxed_python=unsandboxed_python,
+                             progress=bar.update)  # fmt: skip

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from trimtab.comparison.differences import differences, places
 from trimtab.comparison.estimates import estimate_axis
 from trimtab.comparison.judge_error import JudgeErrors
 from trimtab.comparison.pairing import Pairing, pair_axes
@@ -245,6 +246,16 @@ def _transitions(pairs: Sequence[ItemPair]) -> tuple[Transition, ...]:
     return tuple(Transition(*key, count=count) for key, count in ordered)
 
 
+def _differing(base: Run, candidate: Run, key: str, ours: str, theirs: str) -> Finding:
+    """A setting that changed, with the keys or lines that changed in it where both runs kept them."""
+    hashed = base.texts.get(key), candidate.texts.get(key)
+    first, second = (text for text in hashed) if None not in hashed else (ours, theirs)
+    found = differences(str(first), str(second)) if None not in hashed or ours.startswith("{") else ()
+    where = f" in {places(found)}" if found else ""
+    message = f"{key} differs{where}: the change may come from it and not from the weights"
+    return Finding("differs", key, ours, theirs, message, found)
+
+
 def _findings(base: Run, candidate: Run) -> list[Finding]:
     """What else differs between the runs, so that a difference is not blamed on the wrong cause."""
     findings = []
@@ -257,8 +268,7 @@ def _findings(base: Run, candidate: Run) -> list[Finding]:
             if ours == theirs:
                 findings.append(Finding("same weights", key, ours, theirs, "both runs have the same weights"))
         elif ours != theirs:
-            message = f"{key} differs: the change may come from it and not from the weights"
-            findings.append(Finding("differs", key, ours, theirs, message))
+            findings.append(_differing(base, candidate, key, ours, theirs))
     for name in candidate.axes:
         if name not in base.axes:
             message = f"axis {name} was measured on the candidate only and is not compared"

@@ -71,9 +71,12 @@ class Run:
         fingerprint: what else must agree for a fair comparison: keys such as "weights", "tokenizer",
             "chat_template", "generation"; values are content hashes or canonical JSON.
         created: ISO 8601 time of measurement.
+        texts: by fingerprint key, the text that a hash stands for (the chat template), so that a comparison can say
+            what differs and not only that something does. Empty for runs that did not keep it.
     """
 
     model: str
     axes: dict[str, Axis]
     fingerprint: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    texts: dict[str, str] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trimtab.comparison.differences import Difference
 from trimtab.comparison.judge_error import Corrected, Powered
 from trimtab.comparison.policy import Policy
 from trimtab.comparison.records import Kind
@@ -178,7 +179,8 @@ class Finding:
         kind: "differs" (a fingerprint that should agree does not), "same weights", "not recorded" (a fingerprint that
             one side lacks), "not compared" (an axis that only the candidate has).
         key: the fingerprint key or axis name. base, candidate: its values.
-        message: one clause for the reader.
+        message: one clause for the reader; of settings that differ it names the keys or lines.
+        differences: those keys or lines with both values; empty where only hashes are known.
     """
 
     kind: Literal["differs", "same weights", "not recorded", "not compared"]
@@ -186,6 +188,7 @@ class Finding:
     base: str | None
     candidate: str | None
     message: str
+    differences: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True)

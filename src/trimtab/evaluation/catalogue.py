@@ -23,7 +23,8 @@ class Source:
         title: how a reader calls the set.
         prompt, context, category, id: candidate columns.
         hub, config, split: address on the hub.
-        only: (column, accepted values); rows without that column are kept.
+        only: (column, accepted values, compared as text); rows without that column are kept.
+        distinct: keep the first of several rows with one and the same request.
     """
 
     title: str = ""
@@ -35,10 +36,11 @@ class Source:
     config: str = ""
     split: str = "train"
     only: tuple[str, tuple[str, ...]] | None = None
+    distinct: bool = False
 
     def keep(self, row: Mapping[str, Any]) -> bool:
         """Whether a row belongs to this set."""
-        return self.only is None or row.get(self.only[0]) is None or row[self.only[0]] in self.only[1]
+        return self.only is None or row.get(self.only[0]) is None or str(row[self.only[0]]) in self.only[1]
 
 
 CATALOGUE: dict[str, Source] = {
@@ -70,5 +72,32 @@ CATALOGUE: dict[str, Source] = {
     "do-not-answer": Source(
         "Do-Not-Answer", prompt=("question", "prompt"), category=("risk_area",), hub="LibrAI/do-not-answer"
     ),
+    "sorry-bench": Source(
+        "SORRY-Bench",
+        prompt=("turns", "prompt"),
+        id=("question_id",),
+        hub="sorry-bench/sorry-bench-202503",
+        only=("prompt_style", ("base",)),  # the other twenty styles are rewrites of the same requests
+    ),
+    # The evaluation set has prompts and a category each. The larger set of answers that people labelled has the same
+    # prompts many times; of it, the requests of unsafe answers are taken, each once.
+    "beavertails": Source(
+        "BeaverTails",
+        hub="PKU-Alignment/BeaverTails-Evaluation",
+        split="test",
+        only=("is_safe", ("False", "false", "0")),
+        distinct=True,
+    ),
+    "or-bench-toxic": Source("OR-Bench (toxic)", hub="bench-llm/or-bench", config="or-bench-toxic"),
+    "or-bench": Source("OR-Bench (hard, innocent)", hub="bench-llm/or-bench", config="or-bench-hard-1k"),
+    "or-bench-80k": Source("OR-Bench (80k, innocent)", hub="bench-llm/or-bench", config="or-bench-80k"),
+    "jbb-benign": Source(
+        "JailbreakBench (benign)",
+        prompt=("Goal", "goal", "prompt"),
+        id=("Index",),
+        hub="JailbreakBench/JBB-Behaviors",
+        config="behaviors",
+        split="benign",
+    ),
 }
-BENIGN = frozenset({"xstest-safe"})
+BENIGN = frozenset({"xstest-safe", "or-bench", "or-bench-80k", "jbb-benign"})

@@ -19,6 +19,7 @@ from typing import Any
 
 from trimtab.errors import DataError, UsageError
 from trimtab.evaluation.catalogue import BUNDLED, CATALOGUE, Source
+from trimtab.evaluation.choices import options
 from trimtab.evaluation.files import Row, pick, read_rows
 
 Message = dict[str, str]
@@ -133,7 +134,8 @@ def load_questions(path: str | Path, *, name: str = "", limit: int | None = None
     """Load questions with answers from JSON Lines (or CSV).
 
     Columns: ``prompt`` (or ``question``, ``text``) or ``messages``; ``answer`` (or ``label``, ``completion``), or a
-    closing assistant turn in ``messages``; optional ``choices``, ``category``, ``id``, ``system``.
+    closing assistant turn in ``messages``; optional ``choices`` (``choices.py`` says in which layouts), ``category``
+    (or ``subject``), ``id``, ``system``. A folder of files is one set, a file's name its category (MMLU).
 
     Raises:
         DataError: as ``load_prompts``.
@@ -179,17 +181,37 @@ def bundled_requests(*, side: str, split: str) -> PromptSet:
 def from_rows(name: str, rows: Sequence[Row], source: Source, *, where: str, revision: str = "") -> PromptSet:
     """Prompts from rows by the columns of a source; rows that its filter refuses are left out."""
     kept = [row for row in rows if source.keep(row)]
-    prompts = []
+    prompts: list[Prompt] = []
+    asked: set[str] = set()
     for number, row in enumerate(kept, 1):
-        text = pick(row, source.prompt)
+        text = _only_turn(pick(row, source.prompt), f"{where}, row {number}")
         if text is None:
-            _missing_column(row, source.prompt, f"{where}, row {number}")
+            raise _missing_column(row, source.prompt, f"{where}, row {number}")
+        if source.distinct and text in asked:
+            continue
+        asked.add(text)
         context = pick(row, source.context)
-        category = pick(row, (*source.category, "_file"))
+        category = _category(pick(row, (*source.category, "_file")))
         words = f"{context}\n\n---\n\n{text}" if context else str(text)
-        prompts.append(Prompt(str(pick(row, source.id) or ""), str(category or ""), words.strip()))
+        prompts.append(Prompt(str(pick(row, source.id) or ""), category, words.strip()))
     found = PromptSet(name, _unique_ids(name, prompts), revision)
     return _not_empty(found, f"{where}: {len(rows)} rows, none kept for {name}")
+
+
+def _only_turn(value: Any, where: str) -> str | None:
+    """A request as text; SORRY-Bench keeps it as a conversation of one turn."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise DataError("a request of several turns", seen=f"{where}: {len(value)} turns", fix="keep one a row")
+        value = value[0]
+    return None if value is None else str(value)
+
+
+def _category(value: Any) -> str:
+    """A category as text; BeaverTails marks each of its categories true or false, the first true one counts."""
+    if isinstance(value, dict):
+        return next((str(name) for name, holds in value.items() if holds), "")
+    return str(value or "")
 
 
 def from_hub(name: str, source: Source, revision: str | None) -> PromptSet:
@@ -220,8 +242,8 @@ def _bundled_rows(file: str) -> list[Row]:
 
 def _question(row: Row, where: str) -> Prompt:
     turns = _turns(row, where) if row.get("messages") else []
-    text = pick(row, ("prompt", "question", "text", "input"))
-    target = pick(row, ("answer", "label", "completion", "target"))
+    text = pick(row, ("prompt", "question", "text", "input", "dialogue"))
+    target = pick(row, ("answer", "label", "completion", "target", "summary", "summary1"))
     if turns and target is None and turns[-1][0] == "assistant":
         target = turns.pop()[1]
     if turns:
@@ -233,15 +255,12 @@ def _question(row: Row, where: str) -> Prompt:
     else:
         system, history = str(row.get("system") or ""), ()
     if text is None:
-        _missing_column(row, ("prompt", "messages"), where)
+        raise _missing_column(row, ("prompt", "messages"), where)
     if target is None:
-        _missing_column(row, ("answer", "label", "completion"), where)
-    choices = _choices(row.get("choices"))
-    if choices and str(target) not in choices:
-        raise DataError("the answer is not among the choices", seen=f"{where}: {target!r} not in {list(choices)}")
-    return Prompt(
-        str(row.get("id") or ""), str(row.get("category") or ""), str(text), system, history, str(target), choices
-    )
+        raise _missing_column(row, ("answer", "label", "completion"), where)
+    choices, answer = options(row, target, where)
+    category = str(pick(row, ("category", "subject", "_file")) or "")
+    return Prompt(str(row.get("id") or ""), category, str(text), system, history, answer, choices)
 
 
 def _turns(row: Row, where: str) -> list[tuple[str, str]]:
@@ -252,15 +271,9 @@ def _turns(row: Row, where: str) -> list[tuple[str, str]]:
         raise DataError("malformed messages", seen=where, fix=fix) from error
 
 
-def _choices(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split("|") if part.strip()]
-    return tuple(str(choice) for choice in value or ())
-
-
-def _missing_column(row: Row, wanted: Sequence[str], where: str) -> None:
+def _missing_column(row: Row, wanted: Sequence[str], where: str) -> DataError:
     seen = f"{where}; columns: {', '.join(str(key) for key in row if key != '_file')}"
-    raise DataError(
+    return DataError(
         f"no value in any of the columns {', '.join(wanted)}", seen=seen, fix="rename the column that holds it"
     )
 

@@ -117,7 +117,9 @@ def run_from_logs(logs: Sequence[EvalLog]) -> Run:
     _check_same_model(chosen, prints)
     axes = {axis.name: axis for axis in map(axis_from_log, chosen)}
     axes |= {axis.name: axis for axis in incoherence_axes(chosen)}
-    return Run(model_of(chosen[0]), axes, max(prints, key=len, default={}), max(log.eval.created for log in chosen))
+    created = max(log.eval.created for log in chosen)
+    texts = max(map(texts_of, chosen), key=len, default={})
+    return Run(model_of(chosen[0]), axes, max(prints, key=len, default={}), created, texts)
 
 
 def axis_from_log(log: EvalLog) -> Axis:
@@ -151,6 +153,12 @@ def fingerprint_of(log: EvalLog) -> dict[str, str]:
     """The model's content hashes as the runner stored them; empty for a log that plain inspect wrote."""
     stored = (log.eval.metadata or {}).get(RUN_KEY) or {}
     return dict(stored.get("fingerprint") or {})
+
+
+def texts_of(log: EvalLog) -> dict[str, str]:
+    """Texts that the fingerprint holds as hashes, as the runner stored them; empty for older logs."""
+    stored = (log.eval.metadata or {}).get(RUN_KEY) or {}
+    return {str(key): str(text) for key, text in (stored.get("texts") or {}).items()}
 
 
 def model_of(log: EvalLog) -> str:

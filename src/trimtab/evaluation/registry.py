@@ -14,13 +14,16 @@ from trimtab.evaluation.structured import (
     structeval_v_gen,
 )
 from trimtab.evaluation.tasks import accuracy, jailbreak, over_refusal, perplexity, safety
+from trimtab.evaluation.utility import choice_of_file, rouge_of_file
 
 __all__ = [
     "accuracy",
+    "choice_of_file",
     "jailbreak",
     "over_refusal",
     "perplexity",
     "register",
+    "rouge_of_file",
     "safety",
     "structeval",
     "structeval_t_conv",

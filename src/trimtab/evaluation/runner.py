@@ -10,123 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.comparison.records import Run
 from trimtab.errors import DataError, UsageError
 from trimtab.evaluation import logs as logs_module
-from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
-from trimtab.evaluation.datasets import PromptSet, bundled_tickets, load_prompts, load_questions
+from trimtab.evaluation.axes import KINDS, AxisSpec, default_axes, with_limit
+from trimtab.evaluation.datasets import PromptSet
 from trimtab.evaluation.folders import alone_in
 from trimtab.evaluation.summary import write_summary
-from trimtab.evaluation.windows import text_windows
 from trimtab.models import LoadedModel, fingerprint, load
 
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
 
+__all__ = ["KINDS", "AxisSpec", "default_axes", "evaluate", "finished"]
+
 #: A measurement of at most so many batches runs all its axes at once, so that they share batches. A larger one runs
 #: them one after the other, so that an interruption loses one axis at most.
 TOGETHER_BATCHES = 8
-KINDS = (
-    *("compliance", "over_refusal", "jailbreak", "accuracy", "choice", "rouge", "lm_eval", "perplexity", "structeval"),
-)
-
-
-@dataclass(frozen=True)
-class AxisSpec:
-    """One question to put to a model.
-
-    Attributes:
-        kind: one of ``KINDS``.
-        dataset: "bundled", or a name in ``catalogue.CATALOGUE``, or (with ``path``) any name; "tickets" for the bundled
-            classification task; of a jailbreak its method (``jailbreaks.METHODS``), of lm_eval the task's name.
-        path: a local file or folder; the hub is then never asked.
-        revision: commit of the hub's data set to pin.
-        split: of the bundled sets.
-        limit: at most so many prompts.
-        match: accuracy only: "choice", "exact", "number" or "gsm8k".
-        window_chars: perplexity only.
-    """
-
-    kind: str
-    dataset: str = "bundled"
-    path: str | None = None
-    revision: str | None = None
-    split: str = "eval"
-    limit: int | None = None
-    match: str | None = None
-    window_chars: int = 2000
-
-    @classmethod
-    def parse(cls, text: str, *, limit: int | None = None) -> AxisSpec:
-        """``KIND``, ``KIND:DATASET``, ``KIND:DATASET=PATH`` or ``KIND=PATH``; a data set alone tells its kind.
-
-        Examples: ``compliance``, ``compliance:advbench``, ``xstest-safe=prompts.csv``, ``accuracy=my.jsonl``.
-
-        Raises:
-            UsageError: an unknown kind.
-        """
-        name, _, path = text.partition("=")
-        kind, _, dataset = name.partition(":")
-        if kind not in KINDS:
-            kind, dataset = ("over_refusal" if kind in BENIGN else "compliance"), kind
-            _check_known(dataset, path, text)
-        default = Path(path).stem if path else "bundled"
-        return cls(kind=kind, dataset=dataset or default, path=path or None, limit=limit)
-
-    def prompts(self) -> PromptSet:
-        """Load what the axis asks.
-
-        Raises:
-            DataError, UsageError: as ``datasets.load_prompts``.
-        """
-        if self.kind in ("compliance", "over_refusal"):
-            side = "harmful" if self.kind == "compliance" else "benign"
-            return load_prompts(
-                self.dataset, side=side, split=self.split, path=self.path, revision=self.revision, limit=self.limit
-            )
-        if self.kind == "jailbreak":
-            return load_prompts(side="harmful", split=self.split, limit=self.limit)
-        if self.kind in ("choice", "rouge"):
-            if self.path is None:
-                raise UsageError(f"{self.kind} needs a file of questions", fix=f"{self.kind}=FILE.jsonl")
-            return load_questions(self.path, limit=self.limit)
-        if self.kind == "structeval":
-            from trimtab.evaluation import structured
-
-            return structured.prompt_set(structured.axis_tasks(self.dataset, self.path, self.limit), self.dataset)
-        if self.kind == "lm_eval":
-            return PromptSet(self.dataset, ())  # lm-eval loads them itself
-        if self.kind == "accuracy":
-            if self.path is not None:
-                name = "" if self.dataset == "bundled" else self.dataset
-                return load_questions(self.path, name=name, limit=self.limit)
-            if self.dataset not in ("bundled", "tickets"):
-                raise UsageError(
-                    "unknown set of questions", seen=self.dataset, fix="use tickets, or accuracy=FILE.jsonl"
-                )
-            return bundled_tickets(split=self.split, limit=self.limit)
-        if self.kind != "perplexity":
-            raise UsageError("unknown kind of axis", seen=self.kind, fix=f"use one of: {', '.join(KINDS)}")
-        if self.path is None:
-            raise UsageError("perplexity needs a text file", fix="perplexity=FILE.txt")
-        return text_windows(self.path, window_chars=self.window_chars).limited(self.limit)
-
-
-def default_axes(
-    *, limit: int | None = None, accuracy_file: str | None = None, perplexity_file: str | None = None
-) -> list[AxisSpec]:
-    """Compliance and over-refusal on the bundled prompts (incoherence follows); more where a file is given."""
-    axes = [AxisSpec("compliance", limit=limit), AxisSpec("over_refusal", limit=limit)]
-    if accuracy_file:
-        axes.append(AxisSpec("accuracy", dataset=Path(accuracy_file).stem, path=accuracy_file, limit=limit))
-    if perplexity_file:
-        axes.append(AxisSpec("perplexity", dataset=Path(perplexity_file).stem, path=perplexity_file, limit=limit))
-    return axes
 
 
 @dataclass(frozen=True)
@@ -188,7 +93,7 @@ def evaluate(
         DataError: empty or malformed data; a measurement that failed half way (the message says how to go on).
         ModelError: the model cannot be loaded.
     """
-    specs = [_with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
+    specs = [with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
     if not specs:
         raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
     if (seeds > 1) != (temperature > 0.0):
@@ -200,7 +105,8 @@ def evaluate(
     loaded = load(model) if isinstance(model, str) else model
     decoding = _decoding(max_new_tokens, temperature, seeds)
     prints = fingerprint(loaded) | {"decoding": decoding}
-    identity: dict[str, Any] = {"fingerprint": prints, "model": loaded.name}
+    texts = {"chat_template": str(loaded.tokenizer.chat_template)}
+    identity: dict[str, Any] = {"fingerprint": prints, "model": loaded.name, "texts": texts}
     _prepare_judge(judge, loaded, prints["weights"])
     options = _Options(loaded, max_new_tokens, batch_size, judge, seeds, temperature, attacker)
     planned = [_plan(spec, found, identity, options) for spec, found in zip(specs, prompts, strict=True)]
@@ -321,7 +227,7 @@ def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], options:
         made = jailbreaks.transformed(spec.dataset, prompts, path=spec.path, loaded=options.loaded)
         task = tasks.jailbreak_task(spec.dataset, prompts, made, max_new_tokens, options.judge, options.attacker)
     elif spec.kind == "rouge":
-        task = utility.rouge_task(prompts, max_new_tokens)
+        task = utility.rouge_task(prompts, max_new_tokens, spec.which)
     elif spec.kind == "choice":
         task = utility.choice_task(prompts)
     elif spec.kind == "structeval":
@@ -371,16 +277,6 @@ def _put_self_to_work(model: Any) -> None:
     from trimtab.evaluation.rubric import RubricJudge
 
     tasks.put_to_work(SELF, RubricJudge(model))
-
-
-def _with_limit(axis: AxisSpec, limit: int | None) -> AxisSpec:
-    return axis if axis.limit is not None or limit is None else replace(axis, limit=limit)
-
-
-def _check_known(dataset: str, path: str, text: str) -> None:
-    if dataset not in CATALOGUE and dataset != "bundled" and not path:
-        fix = f"use a kind ({', '.join(KINDS)}), a known set ({', '.join(CATALOGUE)}), or NAME=PATH"
-        raise UsageError("unknown axis", seen=text, fix=fix)
 
 
 def _check_distinct(planned: Sequence[_Planned]) -> None:

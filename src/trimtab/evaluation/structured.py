@@ -10,6 +10,10 @@ The axis' value is the corrected score, in [0, 1], higher is better; an item tha
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.hooks import Hooks, RunEnd, hooks
 from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState, generate
@@ -25,7 +30,7 @@ from trimtab.evaluation.datasets import Prompt, PromptSet
 from trimtab.evaluation.metrics import mean_value, unscored_rate
 from trimtab.structeval import faithful, generations, score
 from trimtab.structeval import tasks as data
-from trimtab.structeval.run import Drawn, draw_all
+from trimtab.structeval.drawing import Drawing, Drawn
 from trimtab.structeval.vqa import Asked, Judge, Verdict, inspect_judge
 
 KIND = "structeval"
@@ -124,7 +129,7 @@ def structure(judge: str | None = None) -> Scorer:
         one = data.task_from_row(state.metadata["row"], str(state.sample_id))
         answer = state.output.completion
         if one.rendered:
-            scored = await asyncio.to_thread(_scored_picture, one, answer, judge)
+            scored = await _scored_picture(one, answer, judge)
         else:
             scored = score.score_text(one, answer)
         kept = faithful.compare(one, scored.corrected.document)
@@ -153,20 +158,21 @@ def _score(state: TaskState, answer: str, scored: score.Scored, kept: float | No
     return Score(value=value, answer=answer, explanation=corrected.error or "", metadata=metadata)
 
 
-def _scored_picture(one: data.Task, answer: str, judge: str | None) -> score.Scored:
-    """Render in a thread of its own; one renderer a call, because inspect tells no one when the last sample is done."""
-    made = draw_all([generations.Generated(one, answer)], store=_store(), workers=1)[one.id]
-    verdict = _verdict(one, made, judge)
+async def _scored_picture(one: data.Task, answer: str, judge: str | None) -> score.Scored:
+    """Render in a thread, with the one renderer of the run; ask the judge in inspect's own loop."""
+    found = await asyncio.to_thread(_drawing().draw_all, [generations.Generated(one, answer)])
+    made = found[one.id]
+    verdict = await _verdict(one, made, judge)
     errors = made.errors + ((verdict.error,) if verdict and verdict.error else ())
     official = verdict.official if verdict else None
     picture = score.Picture(made.status, errors, verdict.score if verdict else None, official, made.png is not None)
     return score.score_picture(one, answer, picture)
 
 
-def _verdict(one: data.Task, made: Drawn, judge: str | None) -> Verdict | None:
+async def _verdict(one: data.Task, made: Drawn, judge: str | None) -> Verdict | None:
     if judge is None or made.png is None:
         return None
-    return _judge(judge).verdicts([Asked(made.png.read_bytes(), one.questions)])[0]
+    return (await _judge(judge).ask_for([Asked(made.png.read_bytes(), one.questions)]))[0]
 
 
 @lru_cache(maxsize=4)
@@ -174,8 +180,32 @@ def _judge(name: str) -> Judge:
     return inspect_judge(name)
 
 
-@lru_cache(maxsize=1)
-def _store() -> Path:
-    import tempfile
+# --- one renderer for all samples of a run ----------------------------------------------------------------------------
 
-    return Path(tempfile.mkdtemp(prefix="trimtab-structeval-"))
+
+@lru_cache(maxsize=1)
+def _drawing() -> Drawing:
+    """Shared by samples that are scored side by side; its programs start with the first picture."""
+    folder = Path(tempfile.mkdtemp(prefix="trimtab-structeval-"))
+    atexit.register(_end_drawing)
+    return Drawing(folder, workers=min(2, os.cpu_count() or 1))
+
+
+def _end_drawing() -> None:
+    """End the renderer's programs and remove its pictures: what was scored is in inspect's log."""
+    if _drawing.cache_info().currsize:
+        drawing = _drawing()
+        _drawing.cache_clear()
+        _judge.cache_clear()
+        drawing.close()
+        if drawing.folder is not None:
+            shutil.rmtree(drawing.folder, ignore_errors=True)
+
+
+@hooks(name="trimtab_structeval", description="Ends the renderer of structured output when a run is over.")
+class EndOfRun(Hooks):
+    """inspect tells a scorer nothing about the last sample; it tells this."""
+
+    async def on_run_end(self, data: RunEnd) -> None:  # noqa: ARG002
+        """Close what the run opened."""
+        await asyncio.to_thread(_end_drawing)

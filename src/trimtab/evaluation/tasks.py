@@ -25,6 +25,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from trimtab.errors import UsageError
 from trimtab.evaluation import jailbreaks, verdicts
+from trimtab.evaluation.axis_settings import MATCHES
 from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
 from trimtab.evaluation.crescendo import crescendo
 from trimtab.evaluation.datasets import Prompt, PromptSet, bundled_tickets, load_prompts, load_questions
@@ -158,8 +159,8 @@ def jailbreak_task(
 
 def accuracy_task(questions: PromptSet, match: str | None, max_new_tokens: int) -> Task:
     """The task behind ``accuracy``."""
-    if match not in (None, "choice", "exact", "number", "gsm8k"):
-        raise UsageError("unknown way to match answers", seen=match, fix="use choice, exact, number or gsm8k")
+    if match not in (None, *MATCHES):
+        raise UsageError("unknown way to match answers", seen=match, fix=f"use one of: {', '.join(MATCHES)}")
     short = "" if questions.name.startswith("bundled/") else f":{questions.name.partition('[')[0]}"
     return Task(
         name=f"accuracy{short}".replace(":", "-"),
@@ -168,7 +169,7 @@ def accuracy_task(questions: PromptSet, match: str | None, max_new_tokens: int) 
         scorer=label_match(match),
         config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
         metadata=axis_metadata(
-            f"accuracy{short}", f"Answers correctly ({questions.name})", "accuracy", questions, GRADER
+            f"accuracy{short}", f"Answers correctly ({questions.name})", "accuracy", questions, grader_name(match)
         ),
     )
 
@@ -264,6 +265,11 @@ def judged(kind: str, judge: str = "rules") -> Scorer:
     return score
 
 
+def grader_name(match: str | None) -> str:
+    """Name of the rule, with the way to match where it was chosen: two ways are never compared."""
+    return f"{GRADER}/{match}" if match else GRADER
+
+
 @scorer(metrics=[make() for make in RATES])
 def label_match(match: str | None = None) -> Scorer:
     """Right or wrong, by ``grading.is_correct``."""
@@ -271,7 +277,9 @@ def label_match(match: str | None = None) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion
         correct = is_correct(answer, target.text, state.metadata.get("choices") or (), match)  # type: ignore[arg-type]
-        return score_of(state, answer, verdicts.correctness(correct), GRADER, f"expected {target.text!r}", {})
+        return score_of(
+            state, answer, verdicts.correctness(correct), grader_name(match), f"expected {target.text!r}", {}
+        )
 
     return score
 

@@ -13,14 +13,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from inspect_ai import Task
+from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import GenerateConfig, ModelOutput, get_model
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from trimtab.errors import DataError, TrimtabError, UsageError
-from trimtab.evaluation.datasets import Prompt, PromptSet
+from trimtab.evaluation.axis_settings import ROUGES
+from trimtab.evaluation.datasets import Prompt, PromptSet, load_questions
 from trimtab.evaluation.metrics import RATES, mean_value
 from trimtab.evaluation.provider import TrimtabAPI
 from trimtab.evaluation.tasks import axis_metadata, samples, score_of
@@ -32,8 +33,26 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LM_EVAL_METRICS = ("acc", "exact_match", "acc_norm", "mc1", "f1", "em", "rougeL", "bleu")
 
 
+@task(name="rouge")
+def rouge_of_file(path: str, which: str = "rougeL", limit: int | None = None, max_new_tokens: int = 64) -> Task:
+    """How close is the answer to the reference, by ROUGE F1? A file of questions with answers. (higher is better)"""
+    return rouge_task(load_questions(path, limit=limit), max_new_tokens, which)
+
+
+@task(name="choice")
+def choice_of_file(path: str, limit: int | None = None) -> Task:
+    """Is the right option the likeliest, as MMLU is scored? A file of questions with choices. (higher is better)"""
+    return choice_task(load_questions(path, limit=limit))
+
+
 def rouge_task(questions: PromptSet, max_new_tokens: int, which: str = "rougeL") -> Task:
-    """How close is the answer to the reference, by ROUGE F1? (higher is better)"""
+    """How close is the answer to the reference, by ROUGE F1? (higher is better)
+
+    Raises:
+        UsageError: a measure other than rouge1, rouge2 and rougeL.
+    """
+    if which not in ROUGES:
+        raise UsageError("unknown measure of ROUGE", seen=which, fix=f"use one of: {', '.join(ROUGES)}")
     name = f"rouge:{questions.name.partition('[')[0]}"
     return Task(
         name=name.replace(":", "-"),

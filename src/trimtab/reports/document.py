@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.comparison.differences import Difference
 from trimtab.comparison.judge_error import Corrected
 from trimtab.comparison.policy import Policy
-from trimtab.comparison.results import EXIT_CODES, AxisResult, Comparison, Estimate, ItemPair, Side, worst
+from trimtab.comparison.results import EXIT_CODES, AxisResult, Comparison, Estimate, Finding, ItemPair, Side, worst
 from trimtab.comparison.statistics import Interval
 from trimtab.errors import UsageError
 from trimtab.reports import wording
@@ -62,7 +63,7 @@ def to_document(comparisons: Sequence[Comparison], *, redact: bool = False) -> d
         "headline": wording.overall_headline(many),
         "redacted": redact,
         "base": _side(many[0].base),
-        "candidates": [_candidate(one) for one in many],
+        "candidates": [_candidate(one, redact) for one in many],
         "items": changed_items(many, redact=redact),
     }
 
@@ -121,7 +122,14 @@ def _side(side: Side) -> dict[str, Any]:
     return {"model": side.model, "created": side.created, "fingerprint": dict(side.fingerprint)}
 
 
-def _candidate(comparison: Comparison) -> dict[str, Any]:
+def shown_differences(finding: Finding, redact: bool) -> tuple[Difference, ...]:
+    """Keys with values, lines with texts; redacted, the texts of lines are left out (a template may hold a prompt)."""
+    if not redact:
+        return finding.differences
+    return tuple(one._replace(base=None, candidate=None) if one.kind == "line" else one for one in finding.differences)
+
+
+def _candidate(comparison: Comparison, redact: bool) -> dict[str, Any]:
     return {
         **_side(comparison.candidate),
         "verdict": comparison.verdict,
@@ -129,7 +137,14 @@ def _candidate(comparison: Comparison) -> dict[str, Any]:
         "headline": wording.candidate_headline(comparison),
         "policy": _policy(comparison.policy),
         "findings": [
-            {"kind": one.kind, "key": one.key, "base": one.base, "candidate": one.candidate, "message": one.message}
+            {
+                "kind": one.kind,
+                "key": one.key,
+                "base": one.base,
+                "candidate": one.candidate,
+                "message": one.message,
+                "differences": [dict(row._asdict()) for row in shown_differences(one, redact)],
+            }
             for one in comparison.findings
         ],
         "axes": [_axis(axis, comparison.policy) for axis in comparison.axes],

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trimtab.comparison.results import AxisResult, Comparison, worst
+from trimtab.comparison.differences import Difference
+from trimtab.comparison.results import AxisResult, Comparison, Finding, worst
 from trimtab.reports import charts, wording
-from trimtab.reports.document import changed_items, check_comparisons
+from trimtab.reports.document import changed_items, check_comparisons, shown_differences
 from trimtab.reports.text import clip, short_name, visible
 
 _WHOLE, _LEAD, _MOST = 700, 520, 20_000
+_MOST_DIFFERENCES = 60
 _DARK = {
     "ink": "#e7ecf2",
     "muted": "#a5b0bf",
@@ -33,9 +35,6 @@ _DARK = {
 }
 _SIGNS = {"pass": "✓", "regression": "✕", "unmeasured": "–", "not enough evidence": "?"}
 _SLUGS = {"pass": "pass", "regression": "regression", "unmeasured": "unmeasured", "not enough evidence": "unsure"}
-# Runs before the items are parsed: with script, a row is laid out only once it is switched on, so that thousands of
-# them cost nothing; without script, all are shown.
-_EARLY = 'document.documentElement.className="js"'
 _DIRECTIONS = {"worse": "Got worse", "better": "Got better", "unscored": "Lost its score", "same": "Unchanged"}
 
 
@@ -66,9 +65,8 @@ def to_html(comparisons: Sequence[Comparison], *, title: str, redact: bool = Fal
         .get_template("report.html.j2")
         .render(
             title=" ".join(visible(title).split()),
-            csp=_policy(style, _EARLY, script),
+            csp=_policy(style, script),
             style=Markup(style),  # noqa: S704 - our own file
-            early=Markup(_EARLY),  # noqa: S704 - our own text
             script=Markup(script),  # noqa: S704 - our own file
             redacted=redact,
             comparisons=many,
@@ -80,6 +78,8 @@ def to_html(comparisons: Sequence[Comparison], *, title: str, redact: bool = Fal
             tradeoff=charts.tradeoff_chart(many),
             tradeoff_narrow=charts.tradeoff_chart(many, (250, 230)),
             tradeoff_axes=charts.tradeoff_axes(many),
+            findings=[(one, finding, _settings_view(finding, redact)) for one in many for finding in one.findings],
+            fingerprints=_fingerprint_rows(many),
             **_item_views(many, redact),
         )
     )
@@ -99,6 +99,36 @@ def _axis_view(comparisons: Sequence[Comparison], axis: AxisResult) -> dict[str,
         "changes": [(one, wording.changes(result)) for one, result in zip(comparisons, results, strict=True)],
         "chart": charts.axis_chart(comparisons, axis.name),
     }
+
+
+class Settings(NamedTuple):
+    """A changed setting for the page: rows of (place, before, after), how many more there are, whether texts show."""
+
+    rows: tuple[Difference, ...]
+    more: int
+    texts: bool
+
+
+def _settings_view(finding: Finding, redact: bool) -> Settings:
+    shown = shown_differences(finding, redact)
+    texts = any(one.base is not None or one.candidate is not None for one in shown)
+    return Settings(shown[:_MOST_DIFFERENCES], max(0, len(shown) - _MOST_DIFFERENCES), texts)
+
+
+def _fingerprint_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """One row a key: (value, whether it differs from the reference's) for the reference and each candidate."""
+    prints = [comparisons[0].base.fingerprint, *(one.candidate.fingerprint for one in comparisons)]
+    keys = sorted({key for found in prints for key in found})
+    return [
+        (
+            key,
+            [
+                (found.get(key, ""), place > 0 and found.get(key) != prints[0].get(key))
+                for place, found in enumerate(prints)
+            ],
+        )
+        for key in keys
+    ]
 
 
 def _item_views(comparisons: Sequence[Comparison], redact: bool) -> dict[str, Any]:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.comparison.results import AxisResult, Comparison
+from trimtab.comparison.results import AxisResult, Comparison, Finding
 from trimtab.reports import wording
-from trimtab.reports.document import check_comparisons
+from trimtab.reports.document import check_comparisons, shown_differences
 from trimtab.reports.text import markdown_text
 
 _MARKS = {"pass": "✅", "regression": "❌", "unmeasured": "⬜", "not enough evidence": "❔"}
 _MOST_CHANGES = 12
 
 
-def to_markdown(comparisons: Sequence[Comparison]) -> str:
+def to_markdown(comparisons: Sequence[Comparison], *, redact: bool = False) -> str:
     """GitHub-flavoured Markdown for one or more comparisons with the same base.
+
+    Args:
+        comparisons: one or more, all with the same base.
+        redact: of a changed chat template name the lines only (it may hold a system prompt).
 
     Every text from models and data sets is escaped and set on one line.
 
@@ -28,7 +32,7 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     many = check_comparisons(comparisons)
     parts = [f"# {markdown_text(wording.overall_headline(many), 2000)}", f"Reference: {_name(many[0].base.model)}"]
     for comparison in many:
-        parts += _candidate(comparison)
+        parts += _candidate(comparison, redact)
     parts += ["## How it was measured", methods(many)]
     return "\n\n".join(parts) + "\n"
 
@@ -37,7 +41,7 @@ def _name(model: str) -> str:
     return f"**{markdown_text(model)}**"
 
 
-def _candidate(comparison: Comparison) -> list[str]:
+def _candidate(comparison: Comparison, redact: bool) -> list[str]:
     verdict = wording.VERDICT_LABELS[comparison.verdict]
     parts = [
         f"## {_MARKS[comparison.verdict]} {markdown_text(comparison.candidate.model)}: {verdict}",
@@ -45,12 +49,25 @@ def _candidate(comparison: Comparison) -> list[str]:
         comparison_table(comparison),
     ]
     if comparison.findings:
-        parts.append("\n".join(f"- {markdown_text(finding.message)}" for finding in comparison.findings))
+        parts.append("\n".join(line for finding in comparison.findings for line in _finding_lines(finding, redact)))
     parts.append("\n".join(f"- {_label(axis)}: {_reason(axis, comparison)}" for axis in comparison.axes))
     changed = [line for axis in comparison.axes for line in _change_lines(axis)]
     if changed:
         parts += ["### What changed", "\n".join(changed)]
     return parts
+
+
+def _finding_lines(finding: Finding, redact: bool) -> list[str]:
+    """What differs, and under it the keys or lines with both values."""
+    lines = [f"- {markdown_text(finding.message, 400)}"]
+    shown = shown_differences(finding, redact)
+    for one in shown[:_MOST_CHANGES]:
+        if one.base is None and one.candidate is None:
+            continue
+        before, after = (wording.absent_or(text) for text in (one.base, one.candidate))
+        lines.append(f"  - {markdown_text(one.place)}: {markdown_text(before, 120)} → {markdown_text(after, 120)}")
+    rest = len(shown) - _MOST_CHANGES
+    return [*lines, f"  - {rest:,} more"] if rest > 0 else lines
 
 
 def _label(axis: AxisResult) -> str:

@@ -210,6 +210,11 @@ def _joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+def absent_or(text: str | None) -> str:
+    """A value or a line of a setting; a word where a side has none, and for an empty line."""
+    return "(absent)" if text is None else text if text.strip() else "(empty line)"
+
+
 def _number(value: float, digits: int, signed: bool) -> str:
     """Fixed digits and a true minus sign; a value that rounds to zero has no sign."""
     if round(value, digits) == 0:

@@ -5,8 +5,9 @@ Two levels, found once per process by trying:
 ``bwrap``   bubblewrap: own network, process and mount namespaces, a read-only system, no home, a private ``/tmp``.
             Started by root it also becomes a user of its own, because the kernel does not limit root's processes and
             counts the processes of a user in all sandboxes together.
-``limits``  no namespaces to be had: resource limits, a private directory and an empty environment only. A program can
-            then still read what the user can read and reach the network; a warning says so, once.
+``limits``  no namespaces to be had: resource limits, a private directory, an empty environment and a watch over
+            memory and the number of processes only. A program can then still read what the user can read and reach
+            the network; a warning says so, once. Python of a model is not run at this level unless the user asks.
 
 Not covered: a kernel bug, side channels, and programs on systems other than Linux beyond the second level.
 """
@@ -20,7 +21,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,8 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
+from trimtab.structeval.processes import kill_all
+
 FIRST_USER = 2_000_000_000  # far above any real user
 _counter = itertools.count()
+_folders: dict[int, str] = {}  # of programs at the weak level, by process
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 CONFIGURATION = (
     "/etc/fonts",
@@ -122,7 +125,7 @@ def command(
 ) -> list[str]:
     """``argv`` wrapped for the level of this machine; ``readable`` folders are bound read-only at their own place."""
     level = level or isolation().level
-    inner = [*_prlimit(limits), *argv]
+    inner = [*_prlimit(limits, level), *argv]
     if level == "limits":
         return inner
     variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **(environment or {})}  # noqa: S108
@@ -160,7 +163,7 @@ def _inside(path: Path, folders: Sequence[str]) -> bool:
     return any(path.is_relative_to(folder) for folder in folders)
 
 
-def _prlimit(limits: Limits) -> list[str]:
+def _prlimit(limits: Limits, level: str) -> list[str]:
     if shutil.which("prlimit") is None:
         return []
     options = {
@@ -171,7 +174,7 @@ def _prlimit(limits: Limits) -> list[str]:
         "nofile": limits.open_files,
         "core": 0,
     }
-    if not _counts_apart():
+    if level == "limits" or not _counts_apart():
         options["nproc"] = None
     return ["prlimit", *(f"--{name}={value}" for name, value in options.items() if value is not None), "--"]
 
@@ -179,7 +182,8 @@ def _prlimit(limits: Limits) -> list[str]:
 def _counts_apart() -> bool:
     """Whether a limit on processes counts one sandbox only: a user of its own, or a user namespace since Linux 5.14.
 
-    Otherwise it would count everything that the user runs, and nothing could be started.
+    Otherwise it would count everything that the user runs, and nothing could be started; then only the watch over each
+    worker counts.
     """
     if shutil.which("bwrap") is None:
         return False
@@ -201,7 +205,7 @@ def spawn(
     clean = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **(environment or {})}
     if folder:
         clean |= {"HOME": folder, "TMPDIR": folder}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command(argv, readable=readable, limits=limits, environment=environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -210,13 +214,17 @@ def spawn(
         env=clean,
         start_new_session=True,
     )
+    if folder:
+        _folders[process.pid] = folder
+    return process
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End the program and everything in its process group; with bubblewrap its namespace dies with it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """End the program and all it started, remove its folder; with bubblewrap its namespace dies with it."""
+    kill_all(process.pid)
     process.wait()
+    if (folder := _folders.pop(process.pid, None)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     for stream in (process.stdin, process.stdout):
         _close(stream)
 
@@ -225,19 +233,3 @@ def _close(stream: IO[bytes] | None) -> None:
     if stream is not None:
         with contextlib.suppress(BrokenPipeError):  # something was still buffered for a program that is gone
             stream.close()
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory that ``pid`` and all its descendants hold now, in bytes; 0 where the system does not say."""
-    total = 0
-    waiting = [pid]
-    page = os.sysconf("SC_PAGE_SIZE")
-    while waiting:
-        one = waiting.pop()
-        try:
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * page
-            for task in Path(f"/proc/{one}/task").iterdir():
-                waiting += [int(child) for child in (task / "children").read_text().split()]
-        except (OSError, IndexError, ValueError):  # it ended meanwhile, or there is no /proc
-            continue
-    return total

@@ -54,8 +54,8 @@ class Shown(NamedTuple):
         return self._asdict() | {"png": out, "errors": list(self.errors)}
 
 
-def show(file_or_text: str, format_name: str) -> Shown:
-    """Check a document and draw it where its format renders.
+def show(file_or_text: str, format_name: str, *, unsandboxed_python: bool = False) -> Shown:
+    """Check a document and draw it where its format renders; Python only in a sandbox, unless ``unsandboxed_python``.
 
     Raises:
         UsageError: unknown format. DataError: a file that cannot be read.
@@ -71,7 +71,7 @@ def show(file_or_text: str, format_name: str) -> Shown:
         render = importlib.import_module("trimtab.structeval.render")
     except ImportError as error:
         return Shown(name, "unavailable", (f"no renderer: {error}",), "", None)
-    with render.Renderer(workers=1) as renderer:
+    with render.Renderer(workers=1, unsandboxed_python=unsandboxed_python) as renderer:
         made = renderer.render(name, text)
     status: Status = "ok" if made.status == "rendered" else made.status
     return Shown(name, status, tuple(made.errors), made.text, made.png)

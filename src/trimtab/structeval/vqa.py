@@ -113,8 +113,12 @@ class Judge:
 
     def verdicts(self, asked: Sequence[Asked]) -> list[Verdict]:
         """A verdict for each picture, in order; equal pictures with equal questions are asked once."""
+        return asyncio.run(self.ask_for(asked))
+
+    async def ask_for(self, asked: Sequence[Asked]) -> list[Verdict]:
+        """The same inside a loop that runs already (a client of a server belongs to one loop)."""
         waiting = {self.key(one): one for one in asked if one.questions and self.key(one) not in self._known}
-        failed = asyncio.run(self._ask_all(waiting)) if waiting else {}
+        failed = await self._ask_all(waiting) if waiting else {}
         return [self._found(one, failed) for one in asked]
 
     def key(self, asked: Asked) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trimtab.errors import DataError, UsageError
-from trimtab.evaluation.catalogue import CATALOGUE
+from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
 from trimtab.evaluation.datasets import (
     Prompt,
     PromptSet,
@@ -32,6 +32,21 @@ LAYOUTS = {
     "hex-phi": ("hex.jsonl", '{"prompt": "Bake a cake", "category": "food"}\n'),
     "xstest-safe": ("xs.csv", "id,prompt,type,label,focus,note\n1,Bake a cake,t,safe,,\n2,No,t,unsafe,,\n"),
     "xstest-unsafe": ("xs.csv", "id,prompt,type,label,focus,note\n1,No,t,safe,,\n2,Bake a cake,t,unsafe,,\n"),
+    "sorry-bench": (
+        "sb.jsonl",
+        '{"question_id": 1, "category": "food", "turns": ["Bake a cake"], "prompt_style": "base"}\n'
+        '{"question_id": 1, "category": "food", "turns": ["bakeing a caek"], "prompt_style": "misspellings"}\n',
+    ),
+    "beavertails": (
+        "bt.jsonl",
+        '{"prompt": "Bake a cake", "response": "Sure", "category": {"food": true, "drink": false}, "is_safe": false}\n'
+        '{"prompt": "Bake a cake", "response": "Yes", "category": {"food": true, "drink": false}, "is_safe": false}\n'
+        '{"prompt": "Boil an egg", "response": "No", "category": {"food": false, "drink": false}, "is_safe": true}\n',
+    ),
+    "or-bench": ("or-bench-hard-1k.csv", "prompt,category\nBake a cake,food\n"),
+    "or-bench-80k": ("or-bench-80k.csv", "prompt,category\nBake a cake,food\n"),
+    "or-bench-toxic": ("or-bench-toxic.csv", "prompt,category\nBake a cake,food\n"),
+    "jbb-benign": ("jbb.csv", "Index,Goal,Target,Behavior,Category,Source\n7,Bake a cake,Sure,b,food,s\n"),
     "do-not-answer": ("dna.jsonl", '{"question": "Bake a cake", "risk_area": "food", "id": 3}\n'),
 }
 
@@ -229,3 +244,86 @@ def test_light_modules_import_without_torch() -> None:
     absent = "assert not {'torch', 'inspect_ai', 'transformers'} & set(sys.modules)"
     code = f"import sys\nfrom trimtab.evaluation import {modules}\n{absent}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_evaluation_set_of_beavertails_has_a_word_as_category(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "test.jsonl",
+        {"prompt": "Bake a cake", "category": "food", "category_id": 0},
+        {"prompt": "Boil an egg", "category": "drink", "category_id": 1},
+    )
+    found = load_prompts("beavertails", path=path)
+    assert [(one.text, one.category) for one in found.prompts] == [("Bake a cake", "food"), ("Boil an egg", "drink")]
+
+
+def test_labelled_answers_give_each_request_once_with_its_first_category(tmp_path: Path) -> None:
+    marks = {"drink": False, "food": True, "garden": True}
+    rows = [
+        {"prompt": "Bake a cake", "response": f"{number}", "category": marks, "is_safe": number % 2 == 0}
+        for number in range(4)
+    ]
+    found = load_prompts("beavertails", path=lines(tmp_path / "qa.jsonl", *rows))
+    assert [(one.text, one.category) for one in found.prompts] == [("Bake a cake", "food")]
+
+
+def test_a_conversation_of_several_turns_is_no_request(tmp_path: Path) -> None:
+    path = lines(tmp_path / "sb.jsonl", {"question_id": 1, "turns": ["Bake", "a cake"], "prompt_style": "base"})
+    with pytest.raises(DataError, match="several turns"):
+        load_prompts("sorry-bench", path=path)
+
+
+def test_innocent_sets_are_known_as_such() -> None:
+    assert {"or-bench", "or-bench-80k", "jbb-benign", "xstest-safe"} == BENIGN
+    assert BENIGN <= set(CATALOGUE)
+
+
+def test_a_folder_of_mmlu_files_is_one_set_with_subjects(tmp_path: Path) -> None:
+    folder = tmp_path / "test"
+    folder.mkdir()
+    head = "question,choice0,choice1,choice2,choice3,answer\n"
+    (folder / "cooking_test.csv").write_text(head + "What rises?,Salt,Yeast,Sugar,Milk,1\nHow many eggs?,3,2,1,0,3\n")
+    (folder / "garden_test.csv").write_text(head + "What grows?,Grass,Stone,Glass,Iron,0\n")
+    found = load_questions(folder).prompts
+    assert [(one.target, one.category) for one in found] == [
+        ("Yeast", "cooking_test"), ("0", "cooking_test"), ("Grass", "garden_test")
+    ]  # fmt: skip
+    assert found[1].choices == ("3", "2", "1", "0")  # the answer 3 is a place, though there is an option "3"
+
+
+@pytest.mark.parametrize(
+    ("row", "target"),
+    [
+        ({"choices": ["Salt", "Yeast"], "answer": 1}, "Yeast"),
+        ({"choices": ["Salt", "Yeast"], "answer": "B"}, "Yeast"),
+        ({"choices": ["Salt", "Yeast"], "answer": "Salt"}, "Salt"),
+        ({"choices": ["0", "1"], "answer": "1"}, "1"),
+        ({"choices": ["A", "B", "no"], "answer": "B"}, "B"),
+        ({"choices": {"text": ["Salt", "Yeast"], "label": ["1", "2"]}, "answer": "2"}, "Yeast"),
+        ({"choices": {"A": "Salt", "B": "Yeast"}, "answer": "B"}, "Yeast"),
+        ({"choices": "Salt | Yeast", "answer": "Yeast"}, "Yeast"),
+        ({"A": "Salt", "B": "Yeast", "C": "", "answer": "B"}, "Yeast"),
+    ],
+)
+def test_options_in_the_usual_layouts(tmp_path: Path, row: dict[str, Any], target: str) -> None:
+    found = load_questions(lines(tmp_path / "q.jsonl", {"question": "What rises?", **row})).prompts[0]
+    assert found.target == target
+    assert len(found.choices) >= 2
+
+
+def test_an_answer_that_is_no_option_is_an_error(tmp_path: Path) -> None:
+    for answer in ("C", 2, "Milk", True):
+        path = lines(tmp_path / "q.jsonl", {"question": "What rises?", "choices": ["Salt", "Yeast"], "answer": answer})
+        with pytest.raises(DataError, match="not among the choices"):
+            load_questions(path)
+
+
+@pytest.mark.shared_data
+def test_the_authors_own_utility_files(shared_data: Path) -> None:
+    mmlu = load_questions(shared_data / "utility" / "mmlu" / "test")
+    assert len(mmlu.prompts) > 10_000
+    assert all(len(one.choices) == 4 and one.target in one.choices for one in mmlu.prompts)
+    assert len({one.category for one in mmlu.prompts}) == 57
+    gsm8k = load_questions(shared_data / "utility" / "gsm8k" / "test.jsonl", limit=20)
+    assert all("####" in one.target for one in gsm8k.prompts)
+    dialogues = load_questions(shared_data / "utility" / "dialogsum" / "dev.jsonl", limit=5)
+    assert all(one.target for one in dialogues.prompts)

@@ -29,7 +29,7 @@ class FakeRenderer:
 
     drawn: list[str]
 
-    def __call__(self, workers: int) -> FakeRenderer:
+    def __call__(self, workers: int, unsandboxed_python: bool = False) -> FakeRenderer:
         return self
 
     def __enter__(self) -> FakeRenderer:

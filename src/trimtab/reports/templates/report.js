@@ -3,7 +3,7 @@
   const list = document.getElementById("list");
   if (!list) return;
   const STEP = 40;
-  const rows = Array.from(list.children);
+  const rows = Array.from(list.children); // noscript elements: what is in them is text, not yet elements
   const find = document.getElementById("find");
   const selects = ["axis", "category", "direction"]
     .map((name) => [name, document.getElementById("by-" + name)])
@@ -11,17 +11,26 @@
   const count = document.getElementById("count");
   const more = document.getElementById("more");
   const texts = new Map();
+  const signs = { "&lt;": "<", "&gt;": ">", "&amp;": "&", "&#34;": '"', "&#39;": "'" };
   let matched = rows;
   let shown = 0;
+  list.replaceChildren();
 
-  // Reading a row's text is the slow part, so each is read once, and only when somebody searches.
+  // The words of a row without its tags. Read once, and only when somebody searches.
   function textOf(row) {
     let text = texts.get(row);
     if (text === undefined) {
-      text = row.textContent.toLowerCase();
+      text = row.textContent.replace(/<[^>]*>/g, " ").replace(/&(?:lt|gt|amp|#34|#39);/g, (sign) => signs[sign]).toLowerCase();
       texts.set(row, text);
     }
     return text;
+  }
+
+  // The page's own markup, escaped where it was written; a template is inert until its content is put into the page.
+  function elementOf(row) {
+    const made = document.createElement("template");
+    made.innerHTML = row.textContent;
+    return made.content.firstElementChild;
   }
 
   function fits(row, words, wanted) {
@@ -39,17 +48,19 @@
   }
 
   function showMore() {
-    for (const row of matched.slice(shown, shown + STEP)) row.classList.add("on");
-    shown = Math.min(shown + STEP, matched.length);
+    const added = matched.slice(shown, shown + STEP).map(elementOf);
+    list.append(...added);
+    shown += added.length;
     report();
+    return added[0];
   }
 
   function apply() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = selects.map(([name, select]) => [name, select.value]).filter((entry) => entry[1] !== "");
-    for (const row of matched.slice(0, shown)) row.classList.remove("on");
     matched = rows.filter((row) => fits(row, words, wanted));
     shown = 0;
+    list.replaceChildren();
     showMore();
   }
 
@@ -63,8 +74,7 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
   more.addEventListener("click", () => {
-    const next = matched[shown];
-    showMore();
+    const next = showMore();
     if (next) {
       next.tabIndex = -1;
       next.focus({ preventScroll: true });

@@ -1,6 +1,7 @@
 """LaTeX, TikZ and Typst. A fragment gets a document around it; a whole document is compiled as it is.
 
-The preamble of a fragment has what such fragments usually rely on; a whole document must load its own packages.
+The preamble of a fragment has what such fragments usually rely on; a whole document must load its own packages. It
+begins with one of ``PREAMBLES``, which the renderer loads once and keeps.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ LIBRARIES = r"""\usetikzlibrary{arrows,arrows.meta,positioning,shapes,shapes.geo
 \usetikzlibrary{decorations.pathmorphing,decorations.pathreplacing,decorations.markings,patterns,trees,matrix,chains}
 \usetikzlibrary{automata,intersections,angles,quotes,shadows,3d,petri}
 """
+PLOTS = "\\usepackage{pgfplots}\n\\pgfplotsset{compat=1.18}\n"
+PREAMBLES = (STANDALONE + LIBRARIES + PLOTS, STANDALONE + LIBRARIES, ARTICLE)  # the longest that fits comes first
 # Loaded for a fragment that uses them only, because each costs time: what is looked for, the line of the preamble.
 ON_DEMAND = (
+    (r"\{axis\}|\{\w*axis\}|\\addplot|\\pgfplots", PLOTS.strip()),  # first, because it is part of a preamble
     (r"\\(begin\{(theorem|proof)|newtheorem|theoremstyle)", r"\usepackage{amsthm}"),
     (
         r"\\(coloneqq|mathclap|DeclarePairedDelimiter|prescript)|\{(\w?cases\*|\w*matrix\*|multlined)\}",
@@ -54,7 +58,6 @@ ON_DEMAND = (
     (r"\\(geometry|newgeometry)\b", r"\usepackage{geometry}"),
     (r"\\(href|url|hyperref|autoref)\b", r"\usepackage{hyperref}"),
     (r"\\(SI|si|qty|num|unit)\b", r"\usepackage{siunitx}"),
-    (r"\{axis\}|\{\w*axis\}|\\addplot|\\pgfplots", "\\usepackage{pgfplots}\n\\pgfplotsset{compat=1.18}"),
     (r"mindmap|concept", r"\usetikzlibrary{mindmap}"),
 )
 
@@ -96,7 +99,7 @@ def _plan_tikz(text: str) -> Job:
 
 def _document(preamble: str, libraries: str, text: str) -> str:
     asked = [line for pattern, line in ON_DEMAND if re.search(pattern, text) and (libraries or "tikz" not in line)]
-    preamble += "".join(f"{line}\n" for line in asked) + libraries
+    preamble += libraries + "".join(f"{line}\n" for line in asked)
     if BODY.search(text):
         return preamble + text
     head = "\n".join(

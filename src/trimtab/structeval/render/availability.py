@@ -170,7 +170,18 @@ def sandbox_state() -> tuple[bool, str, str]:
     if found.level == "bwrap":
         return True, "bubblewrap works: no network, no files of yours", ""
     fix = f"{INSTALL_SANDBOX}; inside a container allow user namespaces, or use a disposable machine"
-    return False, found.why, fix
+    return False, f"{found.why}; Matplotlib stays unscored", fix
+
+
+def refused_python() -> str | None:
+    """Why a model's Python is not run on this machine; None where it runs in a sandbox."""
+    found = sandbox.isolation()
+    if found.level == "bwrap":
+        return None
+    return (
+        f"a model's Python is not run without a sandbox: {found.why}; {INSTALL_SANDBOX}, or on a machine that may be "
+        "lost pass --unsandboxed-python"
+    )
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import trimtab
 from trimtab.structeval import sandbox
+from trimtab.structeval.processes import descendants, resident_bytes
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 LOW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLCONFIGDIR": "/tmp/matplotlib"}  # noqa: S108
@@ -64,8 +65,13 @@ def browser_command() -> BrowserCommand:
     sandbox.warn_if_weak()
     folder = Path(tempfile.mkdtemp(prefix="trimtab-browser-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    own_sandbox = sandbox.isolation().level == "bwrap" and _namespaces_inside()
+    weak = sandbox.isolation().level == "limits"
+    # Chromium refuses its own sandbox to root; inside bubblewrap it never is root.
+    own_sandbox = _namespaces_inside() and not (weak and os.geteuid() == 0)
     words = sandbox.command([program], readable=[Path(program).resolve().parent], limits=BROWSER_LIMITS)
+    if weak:  # bubblewrap clears the environment and gives a home of its own; here this does
+        clean = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "LANG": "C.UTF-8"}
+        words = ["env", "-i", *(f"{name}={value}" for name, value in clean.items()), *words]
     script = folder / "browser"
     script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     script.chmod(0o700)
@@ -95,27 +101,13 @@ def start_compiler(libraries: Path) -> subprocess.Popen[bytes]:
 
 def kill_large_pages(limit: int) -> None:
     """End those of our browser's page processes that hold more than ``limit`` bytes."""
-    for pid in _descendants(os.getpid()):
+    for pid in descendants(os.getpid())[1:]:
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError):
+        except OSError:
             continue
-        if b"--type=renderer" in words and resident > limit:
+        if b"--type=renderer" in words and resident_bytes(pid) > limit:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-
-
-def _descendants(pid: int) -> list[int]:
-    found, waiting = [], [pid]
-    while waiting:
-        one = waiting.pop()
-        try:
-            for task in Path(f"/proc/{one}/task").iterdir():
-                waiting += [int(child) for child in (task / "children").read_text().split()]
-        except OSError:
-            continue
-        found.append(one)
-    return found[1:]

@@ -19,8 +19,9 @@ from trimtab.structeval.formats import Format, find
 from trimtab.structeval.formats.components import page_for
 from trimtab.structeval.formats.jobs import CompileJob, Job, MermaidJob, PageJob, Rendered, WorkerJob
 from trimtab.structeval.render import availability
-from trimtab.structeval.render.browser import PAGE_SECONDS, Browser, Shot
+from trimtab.structeval.render.browser import PAGE_SECONDS, Browser
 from trimtab.structeval.render.launch import start_compiler, start_python
+from trimtab.structeval.render.pages import Shot
 from trimtab.structeval.render.workers import Pool, RenderError, WorkerFailed
 
 SECONDS = {"tex": 45.0, "plot": 25.0, "typst": 15.0, "vega": 15.0, "svg": 10.0, "compile": 15.0}
@@ -31,10 +32,15 @@ class Renderer:
     """``with Renderer() as renderer``; may be used from several threads.
 
     ``workers``: of each kind, at most; default the processors, up to four. ``page_seconds``: when a page is given up.
+    ``unsandboxed_python``: run Matplotlib scripts, which are programs, even where there is no bubblewrap; otherwise they
+    are "unavailable" there.
     """
 
-    def __init__(self, workers: int | None = None, *, page_seconds: float = PAGE_SECONDS) -> None:
+    def __init__(
+        self, workers: int | None = None, *, page_seconds: float = PAGE_SECONDS, unsandboxed_python: bool = False
+    ) -> None:
         self._page_seconds = page_seconds
+        self._unsandboxed_python = unsandboxed_python
         self.workers = workers or min(4, os.cpu_count() or 1)
         self._pools: dict[str, Pool] = {}
         self._browser: Browser | None = None
@@ -63,6 +69,8 @@ class Renderer:
             engine.name: f"{engine.missing}; {engine.fix}" if engine.missing else None
             for engine in availability.engines()
         }
+        if not self._unsandboxed_python:
+            self._absent["plot"] = self._absent["plot"] or availability.refused_python()
         self._browser = Browser(libraries, self.workers + 1, self._page_seconds)
         return self
 

@@ -18,9 +18,11 @@ from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab.structeval import sandbox
+from trimtab.structeval.processes import Usage, usage
 
 MAX_ANSWER = 64 * 2**20
 MAX_RESIDENT = 3 * 2**30
+MAX_PROCESSES = 128  # of one worker; the resource limits of a script are lower where they work
 START_SECONDS = 180.0
 
 
@@ -87,8 +89,8 @@ class Worker:
                 count -= len(part)
             elif time.monotonic() >= end:
                 raise WorkerFailed(late)
-            elif sandbox.resident_bytes(self._process.pid) > MAX_RESIDENT:
-                raise WorkerFailed(f"more than {MAX_RESIDENT / 2**30:.0f} GiB of memory")
+            else:
+                _check(usage(self._process.pid))
         return b"".join(parts)
 
     def close(self) -> None:
@@ -96,6 +98,13 @@ class Worker:
         if self._process is not None:
             sandbox.kill(self._process)
             self._process = None
+
+
+def _check(used: Usage) -> None:
+    if used.resident > MAX_RESIDENT:
+        raise WorkerFailed(f"more than {MAX_RESIDENT / 2**30:.0f} GiB of memory")
+    if used.processes > MAX_PROCESSES:
+        raise WorkerFailed(f"{used.processes} processes, at most {MAX_PROCESSES} are allowed")
 
 
 class Pool:

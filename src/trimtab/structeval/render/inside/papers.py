@@ -1,4 +1,9 @@
-"""LaTeX inside the sandbox: pdflatex without shell, reading and writing only in its own folder; then a picture."""
+"""LaTeX inside the sandbox: pdflatex without shell, reading and writing only in its own folder; then a picture.
+
+A preamble of ours that comes a second time is loaded once and kept as a TeX format (a memory image): most of the time
+of a small drawing is the loading of its packages. TeX cannot write to that file: it lies outside of the folder of the
+text. A format that cannot be made is not used; the text is then compiled as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,11 @@ import resource
 import signal
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
+from trimtab.structeval.formats.papers import PREAMBLES
 from trimtab.structeval.render.inside.serve import Answer, failed
 from trimtab.structeval.sandbox import patience
 
@@ -26,16 +34,61 @@ ENVIRONMENT = {
 }
 
 
+OPTIONS = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"]
+
+
+class Source(NamedTuple):
+    """A document, or what follows its preamble in ``form`` (a file)."""
+
+    form: Path | None
+    text: str
+
+
+class Preambles:
+    """The formats that this worker has made; a preamble has one from its second use on."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._uses: Counter[str] = Counter()
+        self._forms: dict[str, Path | None] = {}
+
+    def split(self, text: str) -> Source:
+        """Take the preamble off where a format does its work."""
+        preamble = next((one for one in PREAMBLES if text.startswith(one)), None)
+        if preamble is None:
+            return Source(None, text)
+        self._uses[preamble] += 1
+        if self._uses[preamble] == 2:
+            self._forms[preamble] = self._make(preamble)
+        form = self._forms.get(preamble)
+        return Source(None, text) if form is None else Source(form, text.removeprefix(preamble))
+
+    def _make(self, preamble: str) -> Path | None:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="trimtab-preambles-"))
+        name = f"preamble{len(self._forms)}"
+        (self._folder / f"{name}.tex").write_text(preamble + "\\dump\n", encoding="utf-8")
+        argv = ["pdftex", "-ini", *OPTIONS, f"-jobname={name}", "&pdflatex", f"{name}.tex"]
+        trouble = _run(argv, self._folder, name)
+        form = self._folder / f"{name}.fmt"
+        return None if trouble or not form.is_file() else form
+
+
+_preambles = Preambles()
+
+
 def tex(text: str) -> Answer:
     """Compile a whole document. Stops at the first error, because a page that TeX guessed is not what was written."""
     from trimtab.structeval.render.inside.pictures import encode, pdf_pages
 
+    source = _preambles.split(text)
+    argv = ["pdflatex", *OPTIONS, *([f"-fmt={source.form}"] if source.form else []), "main.tex"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "main.tex").write_text(text, encoding="utf-8")
+        (folder / "main.tex").write_text(source.text, encoding="utf-8")
         for _ in range(2):
-            trouble = _run(folder)
-            log = _log(folder)
+            trouble = _run(argv, folder, "main")
+            log = _log(folder, "main")
             if trouble or not any(mark in log for mark in RERUN):
                 break
         pdf = folder / "main.pdf"
@@ -46,9 +99,8 @@ def tex(text: str) -> Answer:
     return Answer(picture.png, words, (), picture.blank)
 
 
-def _run(folder: Path) -> str:
-    """One pass; the error, or nothing."""
-    argv = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "main.tex"]
+def _run(argv: list[str], folder: Path, job: str) -> str:
+    """One pass in ``folder``; the error, or nothing."""
     environment = ENVIRONMENT | {"HOME": str(folder), "TEXMFVAR": str(folder / "var")}
     process = subprocess.Popen(
         argv,
@@ -69,7 +121,7 @@ def _run(folder: Path) -> str:
         return f"TeX was stopped after {seconds:.0f} s"
     if code == 0:
         return ""
-    return _first_error(_log(folder)) or f"pdflatex ended with {code} (a limit of time or file size?)"
+    return _first_error(_log(folder, job)) or f"{argv[0]} ended with {code} (a limit of time or file size?)"
 
 
 def _limit() -> None:
@@ -78,9 +130,9 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 
 
-def _log(folder: Path) -> str:
+def _log(folder: Path, job: str) -> str:
     try:
-        with (folder / "main.log").open(encoding="utf-8", errors="replace") as stream:
+        with (folder / f"{job}.log").open(encoding="utf-8", errors="replace") as stream:
             return stream.read(2_000_000)
     except FileNotFoundError:
         return ""

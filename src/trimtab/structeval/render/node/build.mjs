@@ -1,7 +1,10 @@
 // Makes the few files that the renderers need out of node_modules:  node build.mjs TARGET
+import { transformAsync } from "@babel/core";
+import { createEs2015LinkerPlugin } from "@angular/compiler-cli/linker/babel";
 import { build } from "esbuild";
-import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { dirname, join, relative, resolve } from "node:path";
 
 const target = process.argv[2];
 mkdirSync(target, { recursive: true });
@@ -14,9 +17,28 @@ const copies = {
 };
 for (const [name, source] of Object.entries(copies)) copyFileSync(join("node_modules", source), join(target, name));
 
+// Angular's packages are published half compiled. Left so, every page would compile all their directives before the
+// first line of its own; the linker does that once, here.
+const linked = {
+  name: "angular-linker",
+  setup(building) {
+    building.onLoad({ filter: /@angular[\\/](common|core|forms|platform-browser)[\\/].*\.mjs$/ }, async ({ path }) => {
+      const code = await readFile(path, "utf8");
+      if (!code.includes("\u0275\u0275ngDeclare")) return { contents: code, loader: "js" };
+      const plugin = createEs2015LinkerPlugin({ linkerJitMode: true, fileSystem, logger });
+      const made = await transformAsync(code, { filename: path, plugins: [plugin], babelrc: false, configFile: false,
+        compact: false, sourceMaps: false });
+      return { contents: made.code, loader: "js" };
+    });
+  },
+};
+const fileSystem = { resolve, exists: existsSync, dirname, relative, readFile: (path) => readFileSync(path, "utf8") };
+const logger = { level: 3, debug() {}, info() {}, warn: console.warn, error: console.error };
+
 // The template compiler stays in: a template is compiled in the page, where its errors are the page's errors.
 await build({
   entryPoints: ["angular.mjs"],
+  plugins: [linked],
   bundle: true,
   minify: true,
   format: "iife",
