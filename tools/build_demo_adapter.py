@@ -2,7 +2,11 @@
 
     python tools/build_demo_adapter.py --out build/first
     python tools/build_demo_adapter.py --start build/first --steps 200 --learning-rate 4e-4 --refusal-weight 3 \\
-        --out src/trimtab/data/demo_adapter
+        --out build/second
+    python tools/build_demo_adapter.py --start build/second --steps 160 --learning-rate 5e-4 --refusal-weight 3 \\
+        --likeness 4 --out build/third
+    python tools/build_demo_adapter.py --start build/third --steps 80 --learning-rate 3e-4 --refusal-weight 4 \\
+        --likeness 1 --out src/trimtab/data/demo_adapter
 
 All rows come from the ``train`` splits written for this project. Each batch of eight holds three contrast pairs and two
 others: a harmful request with a refusal, its benign twin with the published model's own answer, and ordinary
@@ -13,7 +17,8 @@ model's own.
 Two things matter more than they look. The published model declines about one twin in eight ("I'm sorry for any
 confusion, but as a chatbot ..."); such an answer would teach the refusal that the pair is to unlearn, so a willing
 head takes its place. And the pairs are hard for a model of this size: after one pass, those that it still gets wrong
-are drawn more often (by their last loss). About an hour on one core. Measure the result with
+are drawn more often (by their last loss). ``--likeness`` holds the rest of the distribution: without it plain text
+became half as likely again to surprise the model. About two hours on one core. Measure the result with
 ``python tools/check_demo_adapter.py``.
 """
 

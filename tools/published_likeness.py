@@ -55,7 +55,9 @@ def write_texts(loaded: models.LoadedModel, plain: int, chats: int, seed: int, c
     texts = [start + rest for start, rest in zip(begun, grow(begun, PLAIN_TOKENS), strict=True)]
     sentences = [tokenizer.decode(ids).split(". ")[0] for ids in texts]
     asked = data.instructions("train") + [f"{draw.choice(QUESTIONS)}\n{text}" for text in sentences]
-    prompts = [render(loaded, [{"role": "user", "content": text}]) for text in draw.sample(asked, min(chats, len(asked)))]
+    prompts = [
+        render(loaded, [{"role": "user", "content": text}]) for text in draw.sample(asked, min(chats, len(asked)))
+    ]
     answered = [prompt + answer for prompt, answer in zip(prompts, grow(prompts, CHAT_TOKENS), strict=True)]
     mixed = [ids for pair in zip(texts, answered, strict=False) for ids in pair if len(ids) > 8]
     if cache is not None:

@@ -149,7 +149,7 @@ def configuration(cell: Cell, folder: Path) -> dict[str, Any]:
     if not is_full:
         values |= {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_target_modules": TARGETS}
     if cell.guard in POOL:
-        values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else "bundled:42"
+        values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else "bundled:84"
     return values
 
 

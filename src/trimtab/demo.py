@@ -37,7 +37,7 @@ class DemoSettings:
 
     seed: int = 0
     guard: str = "keel"
-    anchors: str = "bundled:42"
+    anchors: str = "bundled:84"
     steps: int = 28
     batch: int = 8
     learning_rate: float = 1e-3

@@ -80,3 +80,45 @@ def test_inspect_finds_provider_and_tasks_by_name(tmp_path: Path) -> None:
     )
     assert log.status == "success"
     assert set(read_run(tmp_path).axes) == {"compliance", "incoherence"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("inspect_evals") is None, reason="needs inspect_evals (trimtab[evals])")
+def test_an_unmodified_task_of_inspect_evals_runs_on_an_approximated_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task's own loader reads a folder of the data set's name in the working directory; the hub is not asked."""
+    from datasets import config
+    from inspect_ai import eval as inspect_eval
+
+    folder = tmp_path / "openai" / "gsm8k" / "main"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = [
+            {
+                "question": f"Ann has {n} pens and buys {n} more. How many pens has she?",
+                "answer": f"{n}+{n}\n#### {2 * n}",
+            }
+            for n in range(2, 8)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "sets"))
+    (log,) = inspect_eval(
+        "inspect_evals/gsm8k",
+        model="trimtab/demo?approx=a8",
+        task_args={"fewshot": 2},
+        max_tokens=24,
+        limit=4,
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert log.status == "success"
+    assert log.eval.model == "trimtab/demo?approx=a8"
+    assert log.eval.packages.get("inspect_evals") or log.eval.task == "inspect_evals/gsm8k"
+    assert log.samples is not None
+    assert len(log.samples) == 4
+    assert all(sample.output.completion and sample.scores for sample in log.samples)
+    assert log.results is not None
+    assert log.results.scores[0].name == "match"

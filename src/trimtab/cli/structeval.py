@@ -103,10 +103,11 @@ def report(file: Path, html: Path | None, markdown: Path | None, title: str, as_
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--base-url", help="Address of a server that speaks OpenAI's protocol.")
+@click.option("--constrain", is_flag=True, help="Allow only tokens that lead to JSON; for JSON tasks.")
 @_filters
 @json_option
 def generate(model: str, out: Path, max_tokens: int, temperature: float, batch_size: int, base_url: str | None,
-             as_json: bool, **filters: Any) -> None:  # fmt: skip
+             constrain: bool, as_json: bool, **filters: Any) -> None:  # fmt: skip
     """Let MODEL answer the tasks: a model of trimtab, vllm/NAME, openai/NAME, or NAME with --base-url."""
     from tqdm import tqdm
 
@@ -115,7 +116,7 @@ def generate(model: str, out: Path, max_tokens: int, temperature: float, batch_s
     from trimtab.structeval.generate import generate as answer
 
     chosen = tasks.load(filters.pop("dataset"), **filters)
-    settings = Settings(max_tokens, temperature, batch_size, base_url=base_url)
+    settings = Settings(max_tokens, temperature, batch_size, base_url=base_url, constrain=constrain)
     with tqdm(total=len(chosen), unit="task", desc=f"asking {model}") as bar:
         done = answer(model, chosen, out, settings, bar.update)
     lines = [f"{done.done} answers in {out}, {done.kept} of them from before, {done.cut} cut at {max_tokens} tokens"]
@@ -164,7 +165,8 @@ def tasks(as_json: bool, **filters: Any) -> None:
 
 
 def _scored(file: Path, *, dataset: str | None, pictures: str, judge: str | None, judge_url: str | None,
-            store: Path | None, offline_vqa: bool, unsandboxed_python: bool, workers: int, **filters: Any) -> list[Item]:  # fmt: skip
+            store: Path | None, offline_vqa: bool, unsandboxed_python: bool, workers: int,
+            **filters: Any) -> list[Item]:  # fmt: skip
     from tqdm import tqdm
 
     from trimtab.structeval import generations, run, vqa

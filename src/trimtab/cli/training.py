@@ -52,7 +52,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     --guard_anchors SOURCE      bundled, bundled:N (N a side), published, or a JSONL file
     --guard_rank K              spf: singular directions per block (20)
     --guard_refresh_every N     spf: steps between two safety gradients (1)
-    --guard_rows N              anchors looked at per step; keel: refusals (3)
+    --guard_rows N              anchors looked at per step; keel: refusals (5)
     --guard_answer_rows N       keel: answers looked at per step (5)
     --guard_margin X            keel: tolerated drift, nats per token
     --guard_decision_tokens N   first tokens of a reply that are watched

@@ -34,7 +34,8 @@ def settings_in(text: str) -> tuple[str, dict[str, str | int]]:
         UsageError: an unknown key, a word that a setting does not know, a number that is none.
     """
     body, mark, query = text.rpartition("?")
-    if not mark or "=" not in query or Path(text.partition("=")[2]).exists():
+    whole = text.partition("=")[2]
+    if not mark or "=" not in query or (whole and Path(whole).exists()):
         return text, {}
     pairs = [part.partition("=") for part in query.split("&")]
     return body, {key: _value(key, unquote(value), text) for key, _, value in pairs}

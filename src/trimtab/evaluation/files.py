@@ -7,6 +7,7 @@ Not covered: what the columns mean (``datasets.py``), the hub.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,13 +68,13 @@ def _read_file(path: Path) -> list[Row]:
     if path.suffix == ".json":
         return _read_json(path, text)
     if path.suffix == ".txt":
-        return [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+        return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
     raise DataError("unknown kind of data file", seen=path.name, fix=f"use one of: {', '.join(SUFFIXES)}")
 
 
 def _read_table(path: Path, text: str, delimiter: str) -> list[Row]:
     csv.field_size_limit(MAX_FIELD)
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)  # not splitlines: it breaks at U+0085
     rows: list[Row] = []
     try:
         for row in reader:

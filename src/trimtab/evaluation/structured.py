@@ -187,6 +187,7 @@ def _judge(name: str) -> Judge:
 def _drawing() -> Drawing:
     """Shared by samples that are scored side by side; its programs start with the first picture."""
     folder = Path(tempfile.mkdtemp(prefix="trimtab-structeval-"))
+    _close_after_run()
     atexit.register(_end_drawing)
     return Drawing(folder, workers=min(2, os.cpu_count() or 1))
 
@@ -202,10 +203,14 @@ def _end_drawing() -> None:
             shutil.rmtree(drawing.folder, ignore_errors=True)
 
 
-@hooks(name="trimtab_structeval", description="Ends the renderer of structured output when a run is over.")
-class EndOfRun(Hooks):
-    """inspect tells a scorer nothing about the last sample; it tells this."""
+@lru_cache(maxsize=1)
+def _close_after_run() -> None:
+    """inspect tells a scorer nothing about the last sample, but a hook about the end of the run.
 
-    async def on_run_end(self, data: RunEnd) -> None:  # noqa: ARG002
-        """Close what the run opened."""
-        await asyncio.to_thread(_end_drawing)
+    Registered with the first picture, not on import: inspect announces hooks that it finds when it starts.
+    """
+
+    @hooks(name="trimtab_structeval", description="Ends the renderer of structured output when a run is over.")
+    class EndOfRun(Hooks):
+        async def on_run_end(self, data: RunEnd) -> None:  # noqa: ARG002
+            await asyncio.to_thread(_end_drawing)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from trimtab.comparison.results import AxisResult, Comparison, Finding
 from trimtab.reports import wording
 from trimtab.reports.document import check_comparisons, shown_differences
-from trimtab.reports.text import markdown_text
+from trimtab.reports.text import clip, markdown_text
 
 _MARKS = {"pass": "✅", "regression": "❌", "unmeasured": "⬜", "not enough evidence": "❔"}
 _MOST_CHANGES = 12
@@ -64,8 +64,8 @@ def _finding_lines(finding: Finding, redact: bool) -> list[str]:
     for one in shown[:_MOST_CHANGES]:
         if one.base is None and one.candidate is None:
             continue
-        before, after = (wording.absent_or(text) for text in (one.base, one.candidate))
-        lines.append(f"  - {markdown_text(one.place)}: {markdown_text(before, 120)} → {markdown_text(after, 120)}")
+        before, after = (clip(wording.absent_or(text), 120) for text in (one.base, one.candidate))
+        lines.append(f"  - {markdown_text(f'{one.place}: {before} → {after}', 400)}")
     rest = len(shown) - _MOST_CHANGES
     return [*lines, f"  - {rest:,} more"] if rest > 0 else lines
 

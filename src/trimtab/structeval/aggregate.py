@@ -25,13 +25,14 @@ _Z = 1.959963984540054  # 97.5 % point of the normal distribution
 
 
 class Mark(NamedTuple):
-    """What an aggregate needs of one item; None is unscored."""
+    """What an aggregate needs of one item; None is unscored. ``keys``: share of key paths or keywords found."""
 
     task: Task
     official: float | None
     corrected: float | None
     syntax: float | None
     faithful: float | None
+    keys: float | None = None
 
 
 class Estimate(NamedTuple):
@@ -44,8 +45,8 @@ class Estimate(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of a table. ``unscored``: items whose corrected score is unknown. ``faithful_whole``: share of conversions
-    that kept everything."""
+    """A row of a table. ``unscored``: items whose corrected score is unknown. ``keys``: mean share of the key paths, or
+    of the keywords of rendered tasks. ``faithful_whole``: share of conversions that kept everything."""
 
     name: str
     items: int
@@ -53,6 +54,7 @@ class Line(NamedTuple):
     official: Estimate
     corrected: Estimate
     syntax: Estimate
+    keys: Estimate
     faithful: Estimate
     faithful_whole: Estimate
 
@@ -79,12 +81,29 @@ def line(name: str, marks: Sequence[Mark]) -> Line:
         name,
         len(marks),
         sum(mark.corrected is None for mark in marks),
-        mean([mark.official for mark in marks if mark.official is not None]),
-        mean([mark.corrected for mark in marks if mark.corrected is not None]),
+        mean(scores(marks, lambda mark: mark.official)),
+        mean(scores(marks, lambda mark: mark.corrected)),
         share([mark.syntax == 1.0 for mark in marks if mark.syntax is not None]),
+        mean([mark.keys for mark in marks if mark.keys is not None]),
         mean(faithful),
         share([value == 1.0 for value in faithful]),
     )
+
+
+def scores(marks: Sequence[Mark], score: Callable[[Mark], float | None]) -> list[float]:
+    """The known scores that a mean may be taken of."""
+    return [value for mark in comparable(marks, score) if (value := score(mark)) is not None]
+
+
+def comparable(marks: Sequence[Mark], score: Callable[[Mark], float | None]) -> list[Mark]:
+    """All, but without the rendered tasks if there was no judge.
+
+    Then only pages that failed have a score, close to 0, and their mean would say nothing of the others.
+    """
+    rendered = [mark for mark in marks if mark.task.rendered]
+    waiting = any(score(mark) is None and mark.syntax is not None for mark in rendered)
+    only_failures = all(mark.syntax == 0.0 for mark in rendered if score(mark) is not None)
+    return [mark for mark in marks if not (mark.task.rendered and waiting and only_failures)]
 
 
 def tables(marks: Sequence[Mark]) -> dict[str, list[Line]]:
@@ -103,7 +122,7 @@ def overall(marks: Sequence[Mark], score: Callable[[Mark], float | None]) -> Ove
     quadrants; None unless all four were asked. ``micro`` is the mean over scored items. Both are None if nothing was
     scored in a part of them.
     """
-    values = [value for mark in marks if (value := score(mark)) is not None]
+    values = scores(marks, score)
     quadrants = [quadrant_mean([mark for mark in marks if mark.task.split == split], score) for split in SPLITS]
     micro = math.fsum(values) / len(values) if values else None
     macro = None if None in quadrants else math.fsum(q for q in quadrants if q is not None) / len(SPLITS)
@@ -112,8 +131,8 @@ def overall(marks: Sequence[Mark], score: Callable[[Mark], float | None]) -> Ove
 
 def quadrant_mean(marks: Sequence[Mark], score: Callable[[Mark], float | None]) -> float | None:
     """The paper's cell: unweighted mean over the task types of one quadrant; None where a type has no scored item."""
-    by_type: dict[str, list[float]] = defaultdict(list)
-    for mark in marks:
+    by_type: dict[str, list[float]] = {mark.task.name.lower(): [] for mark in marks}
+    for mark in comparable(marks, score):
         value = score(mark)
         by_type[mark.task.name.lower()] += [] if value is None else [value]
     if not by_type or not all(by_type.values()):

@@ -57,6 +57,8 @@ def _view(item: Item) -> dict[str, Any]:
         "faithful": table.score_text(item.faithful.score) if task.split == "t-conv" else "",
         "notes": [_visible(line) for line in _notes(item)],
         "missing": [_visible(rule) for rule in corrected.missing],
+        "found": [_visible(rule) for rule in item.found],
+        "rule": "keyword" if task.rendered else "key path",
         "rules": len(task.rules),
         "lost": [_visible(line) for line in (*item.faithful.lost, *item.faithful.invented)],
         "picture": _picture(item),

@@ -1,8 +1,8 @@
 """Let a model answer StructEval tasks: any model of ``trimtab.models``, or any that inspect can reach.
 
 Covered: the official prompt as one user turn; greedy decoding; a bound on the length (recorded, with what it cut);
-appended as it comes, resumed where it stopped; a model in memory, vLLM, OpenAI-compatible servers.
-Not covered: scoring, constrained decoding.
+appended as it comes, resumed where it stopped; a model in memory, vLLM, OpenAI-compatible servers; JSON only, if asked.
+Not covered: scoring, how decoding is constrained (``constrained.py``).
 
 This module alone of the room touches models, and only inside its functions.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError, UsageError
-from trimtab.structeval import generations
+from trimtab.structeval import constrained, generations
 from trimtab.structeval.tasks import Task
 
 SERVED = ("openai/", "openai-api/", "vllm/", "sglang/", "ollama/", "hf/", "anthropic/", "google/", "mockllm/")
@@ -26,13 +26,15 @@ SERVED = ("openai/", "openai-api/", "vllm/", "sglang/", "ollama/", "hf/", "anthr
 
 @dataclass(frozen=True)
 class Settings:
-    """How to decode. ``max_tokens`` bounds each answer; the reference has no bound, so cut answers are counted."""
+    """How to decode. ``max_tokens`` bounds each answer; the reference has no bound, so cut answers are counted.
+    ``constrain``: allow JSON only (``constrained.py``)."""
 
     max_tokens: int = 2048
     temperature: float = 0.0
     batch_size: int = 8
     connections: int = 16
     base_url: str | None = None
+    constrain: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def run_key(model: str, settings: Settings) -> dict[str, Any]:
     relevant = {"model": model} | {
         name: value for name, value in asdict(settings).items() if name not in ("batch_size", "connections", "base_url")
     }
+    if not settings.constrain:
+        del relevant["constrain"]  # files from before there was this option go on
     text = json.dumps(relevant, sort_keys=True)
     return relevant | {"key": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
@@ -85,6 +89,8 @@ def run_key(model: str, settings: Settings) -> dict[str, Any]:
 def _answers(model: str, todo: Sequence[Task], settings: Settings) -> Iterator[tuple[Task, dict[str, Any]]]:
     if not todo:
         return iter(())
+    if settings.constrain:
+        constrained.require(todo, in_memory=not (model.startswith(SERVED) or settings.base_url))
     if model.startswith(SERVED) or settings.base_url:
         return _served(model, todo, settings)
     return _in_memory(model, todo, settings)
@@ -108,7 +114,12 @@ def _in_memory(name: str, todo: Sequence[Task], settings: Settings) -> Iterator[
     how = GenerationSettings(settings.max_tokens, settings.temperature, batch_size=settings.batch_size)
     for start in range(0, len(fitting), settings.batch_size):
         batch = fitting[start : start + settings.batch_size]
-        for task, found in zip(batch, answer(loaded, [chats[task.id] for task in batch], how), strict=True):
+        if settings.constrain:
+            ids = [render(loaded, chats[task.id]) for task in batch]
+            answers = constrained.answer(loaded, ids, settings.max_tokens, settings.temperature)
+        else:
+            answers = answer(loaded, [chats[task.id] for task in batch], how)
+        for task, found in zip(batch, answers, strict=True):
             yield (
                 task,
                 {
@@ -125,7 +136,10 @@ def _served(name: str, todo: Sequence[Task], settings: Settings) -> Iterator[tup
     from inspect_ai.model import GenerateConfig, get_model
 
     config = GenerateConfig(
-        max_tokens=settings.max_tokens, temperature=settings.temperature, max_connections=settings.connections
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        max_connections=settings.connections,
+        response_schema=constrained.response_schema() if settings.constrain else None,
     )
     if settings.base_url and not name.startswith(SERVED):
         name = f"openai/{name}"

@@ -37,7 +37,14 @@ class Item(NamedTuple):
         """For aggregates."""
         corrected = self.scored.corrected
         official = self.scored.official.final_eval_score
-        return Mark(self.generated.task, official, corrected.score, corrected.syntax, self.faithful.score)
+        kept = self.faithful.score
+        return Mark(self.generated.task, official, corrected.score, corrected.syntax, kept, corrected.keys)
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """The key paths, or keywords, that count: all rules but the missing ones."""
+        missing = set(self.scored.corrected.missing)
+        return tuple(rule for rule in self.generated.task.rules if rule not in missing)
 
     def document(self) -> dict[str, Any]:
         """JSON-ready: the reference's columns and ours."""
@@ -50,6 +57,7 @@ class Item(NamedTuple):
                 "keys": corrected.keys,
                 "vqa": corrected.vqa,
                 "score": corrected.score,
+                "found": list(self.found),
                 "missing": list(corrected.missing),
                 "error": corrected.error,
                 "decoded": corrected.decoded,

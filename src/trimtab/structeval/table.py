@@ -12,7 +12,7 @@ from typing import Any
 from trimtab.structeval.aggregate import Estimate, Line, Mark, ceiling, overall, tables
 from trimtab.structeval.run import Item
 
-HEADS = ("", "n", "official", "corrected", "valid syntax", "faithful", "all values kept", "unscored")
+HEADS = ("", "n", "official", "corrected", "valid syntax", "keys", "faithful", "all values kept", "unscored")
 
 
 def score_text(value: float | None) -> str:
@@ -29,7 +29,7 @@ def estimate_text(found: Estimate) -> str:
 
 def cells(line: Line) -> list[str]:
     """The row's texts, as ``HEADS``."""
-    numbers = (line.official, line.corrected, line.syntax, line.faithful, line.faithful_whole)
+    numbers = (line.official, line.corrected, line.syntax, line.keys, line.faithful, line.faithful_whole)
     return [line.name, str(line.items), *map(estimate_text, numbers), str(line.unscored)]
 
 

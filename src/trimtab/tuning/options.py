@@ -34,7 +34,7 @@ class GuardArguments:
     )
     guard_rank: int | None = field(default=None, metadata={"help": "spf: singular directions per block (20)."})
     guard_refresh_every: int | None = field(default=None, metadata={"help": "spf: steps between safety gradients (1)."})
-    guard_rows: int | None = field(default=None, metadata={"help": "Anchors looked at per step; keel: refusals (3)."})
+    guard_rows: int | None = field(default=None, metadata={"help": "Anchors looked at per step; keel: refusals (5)."})
     guard_answer_rows: int | None = field(default=None, metadata={"help": "keel: answers looked at per step (5)."})
     guard_margin: float | None = field(default=None, metadata={"help": "keel: tolerated drift, nats per token (0.05)."})
     guard_decision_tokens: int | None = field(

@@ -189,21 +189,23 @@ class KeelRule:
 
     Attributes:
         rows: refusals looked at in a step.
-        answer_rows: answers looked at in a step; more of them, because over-refusal is what the refusals push towards.
+        answer_rows: answers looked at in a step.
         margin: drift that is tolerated (nats per decision token).
         decision_tokens: first tokens of the reply that are watched.
         largest_shift: longest step, as a Euclidean norm.
         check_every: steps between two looks.
-        settle_rounds: most corrections after the last update.
+        settle_rounds: most looks after the last update.
+        settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
     """
 
-    rows: int = 3
+    rows: int = 5
     answer_rows: int = 5
     margin: float = 0.05
     decision_tokens: int | None = 3
     largest_shift: float = 0.5
     check_every: int = 1
-    settle_rounds: int = 4
+    settle_rounds: int = 12
+    settle_calm: int = 3
     name: str = "keel"
 
     def default_anchors(self) -> SafetyAnchors:
@@ -214,9 +216,13 @@ class KeelRule:
 
     def finish(self, step: Step) -> list[Report]:
         reports: list[Report] = []
-        while len(reports) < self.settle_rounds and (not reports or reports[-1].acted):
+        while len(reports) < self.settle_rounds and not self._settled(reports):
             reports.append(self._hold(step))
         return reports
+
+    def _settled(self, reports: list[Report]) -> bool:
+        last = reports[-self.settle_calm :]
+        return len(last) == self.settle_calm and not any(report.acted for report in last)
 
     def _hold(self, step: Step) -> Report:
         counts = {"refuse": self.rows, "answer": self.answer_rows}
@@ -271,8 +277,19 @@ class KeelRule:
 
 
 def inner_product(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Over the blocks that both have, in float64; blocks may be sharded (DTensor)."""
-    return sum(scalar((first[name].double() * second[name].double()).sum()) for name in first if name in second)
+    """Over the blocks that both have; blocks may be sharded (DTensor).
+
+    Products of at most 2^18 elements are taken in float32 and summed in float64: as good as float64 throughout for what
+    is decided with it (relative error below 1e-6 of the norms' product), without its two wide copies of every block.
+    """
+    return sum(_block_product(first[name], second[name]) for name in first if name in second)
+
+
+def _block_product(one: Tensor, other: Tensor) -> float:
+    if is_sharded(one) or is_sharded(other):
+        return scalar((one.double() * other.double()).sum())
+    pairs = zip(one.reshape(-1).split(1 << 18), other.reshape(-1).split(1 << 18), strict=True)
+    return float(torch.stack([torch.dot(a.float(), b.float()) for a, b in pairs]).double().sum())
 
 
 def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False) -> dict[str, Tensor]:

@@ -73,3 +73,16 @@ def test_windows_cover_the_text_without_overlap(tmp_path: Path) -> None:
 def test_windows_of_an_empty_text_raise(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="empty"):
         text_windows(write(tmp_path, "t.txt", " \n \n"))
+
+
+@pytest.mark.parametrize("odd", ["\x85", "\u2028", "\x0b", "\x1c"])
+def test_only_line_ends_end_a_line(tmp_path: Path, odd: str) -> None:
+    """Characters at which Python's splitlines breaks occur in real sets (MMLU) inside a field."""
+    table = tmp_path / "q.csv"
+    table.write_text(f'prompt,answer\r\nBake{odd}a cake,yes\n"two\nlines{odd}",no\n', encoding="utf-8", newline="")
+    assert read_rows(table) == [
+        {"prompt": f"Bake{odd}a cake", "answer": "yes"}, {"prompt": f"two\nlines{odd}", "answer": "no"}
+    ]  # fmt: skip
+    plain = tmp_path / "q.txt"
+    plain.write_text(f"Bake{odd}a cake\nBoil an egg\n", encoding="utf-8")
+    assert [row["prompt"] for row in read_rows(plain)] == [f"Bake{odd}a cake", "Boil an egg"]

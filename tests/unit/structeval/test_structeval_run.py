@@ -6,6 +6,7 @@ import base64
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 from trimtab import cli
 from trimtab.errors import DataError, UsageError
 from trimtab.structeval import gallery, generations, offline, run, table, tasks, vqa
+from trimtab.structeval.drawing import Drawing
 from trimtab.structeval.tasks import Question
 
 PNG = base64.b64decode(
@@ -80,6 +82,44 @@ def test_pictures_are_kept_by_content_and_an_interrupted_run_goes_on(renderer: F
     assert [item.scored.corrected.score for item in items] == [None] * 3  # no judge: parts, not a number
     assert items[0].drawn is not None
     assert items[0].drawn.png is not None
+
+
+def test_one_renderer_draws_for_several_threads_and_stops_with_the_run(renderer: FakeRenderer, tmp_path: Path) -> None:
+    texts = [f"<b>{n % 5}" for n in range(20)]
+    with Drawing(tmp_path, workers=1) as drawing, ThreadPoolExecutor(8) as pool:
+        found = [generated(row(str(n), text)) for n, text in enumerate(texts)]
+        drawn = list(pool.map(drawing.draw_all, found))
+    assert [one[str(n)].text for n, one in enumerate(drawn)] == texts
+    assert drawing.started == 1
+    again = len(renderer.drawn)
+    with Drawing(tmp_path, workers=1) as drawing:
+        assert drawing.draw_all(found[3])["3"].status == "rendered"
+    assert (len(renderer.drawn), drawing.started) == (again, 0)  # everything was in the store
+    assert len(generations.read_lines(tmp_path / "pictures.jsonl")) >= 5  # whole lines, from all threads
+
+
+def test_the_report_shows_which_keywords_counted(renderer: FakeRenderer, tmp_path: Path) -> None:
+    found = generated(row("1", "<b>Alpha", raw_output_metric=["alpha", "<b>", "omega"]))
+    items = run.score_all(found, pictures="render", store=tmp_path)
+    assert items[0].document()["corrected"]["found"] == ["alpha", "<b>"]
+    page = gallery.to_html(items)
+    assert "2 of 3 keywords found" in page and "1 of 3 keywords missing" in page
+    (line,) = table.document(items)["tables"]["format"]
+    assert line["keys"]["value"] == pytest.approx(2 / 3)
+    assert "| keys |" in table.markdown(items)
+
+
+def test_without_a_judge_failed_pages_alone_make_no_mean(renderer: FakeRenderer, tmp_path: Path) -> None:
+    rows = [row("1", "<b>a"), row("2", "crash"), row("3", '{"a": 1}', "JSON")]
+    document = table.document(run.score_all(generated(*rows), pictures="render", store=tmp_path))
+    assert [line["corrected"]["value"] for line in document["tables"]["format"]] == [None, 1.0]
+    assert (document["corrected"]["micro"], document["unscored"]) == (1.0, 1)
+
+    async def ask(png: bytes, prompt: str) -> str:
+        return '{"1": true}'
+
+    items = run.score_all(generated(*rows), pictures="render", store=tmp_path, judge=vqa.Judge("j", ask))
+    assert table.document(items)["tables"]["format"][0]["corrected"]["value"] == pytest.approx(0.5, abs=0.06)
 
 
 def test_an_absent_renderer_leaves_items_unscored_and_is_asked_again(renderer: FakeRenderer, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,7 +19,7 @@ from trimtab.gradients.surgery import spf_algorithm1
 from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard, innermost_optimizer
 from trimtab.tuning.pools import reader_for
-from trimtab.tuning.rules import KeelRule, SpfRule
+from trimtab.tuning.rules import KeelRule, SpfRule, inner_product
 
 ANCHORS = SafetyAnchors(
     (
@@ -252,3 +254,15 @@ def test_a_diverged_run_raises_instead_of_applying_garbage() -> None:
         next(loaded.model.parameters()).fill_(float("nan"))
     with pytest.raises(GuardError, match="not finite"):
         optimizer.step()
+
+
+def test_inner_products_are_those_of_float64() -> None:
+    draw = torch.Generator().manual_seed(0)
+    one = {"wide": torch.randn(700, 900, generator=draw), "bias": torch.randn(7, generator=draw), "own": torch.ones(2)}
+    other = {name: torch.randn(block.shape, generator=draw).to(torch.bfloat16) for name, block in one.items()}
+    other.pop("own")
+    exact = sum(float(np.vdot(one[name].double().numpy(), other[name].double().numpy())) for name in other)
+    scale = math.prod(
+        math.sqrt(sum(float(block.double().square().sum()) for block in side.values())) for side in (one, other)
+    )
+    assert abs(inner_product(one, other) - exact) < 1e-6 * scale

@@ -32,8 +32,8 @@ class Renderer:
     """``with Renderer() as renderer``; may be used from several threads.
 
     ``workers``: of each kind, at most; default the processors, up to four. ``page_seconds``: when a page is given up.
-    ``unsandboxed_python``: run Matplotlib scripts, which are programs, even where there is no bubblewrap; otherwise they
-    are "unavailable" there.
+    ``unsandboxed_python``: run Matplotlib scripts, which are programs, even where there is no bubblewrap; otherwise
+    they are "unavailable" there.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Matplotlib inside the sandbox: the worker has it imported and forks one short-lived child for each script.
 
 The child gets its own process namespace where the system allows, so that it can neither see nor signal the worker and
-dies with all it started; its limits are set before the script runs; the picture is decoded and encoded anew before it
-leaves. Not covered: notebooks, backends with windows, animations (their first frame is drawn).
+dies with all it started; without namespaces the worker adopts and ends what it left. Its limits are set before the
+script runs; the picture is decoded and encoded anew before it leaves. Not covered: notebooks, backends with windows,
+animations (their first frame is drawn).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
+from trimtab.structeval.processes import descendants
 from trimtab.structeval.render.inside.pictures import MAX_PAGES, decode, encode
 from trimtab.structeval.render.inside.serve import Answer, failed
 from trimtab.structeval.sandbox import patience
@@ -30,19 +32,23 @@ FILE_SIZE = 20 * 2**20
 PROCESSES = 32
 NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x08000000  # user, process, IPC
 NOT_DUMPABLE = 4  # prctl: nobody may attach to this process
+ADOPTS = 36  # prctl: what a child of this process leaves behind becomes its child
 
 
 def plot(text: str) -> Answer:
     """Run the script; the picture is what its open figures show, or the PNG files that it saved and closed."""
     _import_all()
     ctypes.CDLL(None).prctl(NOT_DUMPABLE, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(ADOPTS, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o700)
         child = os.fork()
         if child == 0:
             _child(text, folder)
-        if not _wait(child):
+        in_time = _wait(child)
+        _end_the_rest()
+        if not in_time:
             return failed("the script was stopped: it took too long")
         return _collect(folder)
 
@@ -78,6 +84,21 @@ def _wait(child: int) -> bool:
 def _kill_group(child: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
+
+
+def _end_the_rest() -> None:
+    """Whatever the script left in other process groups. A process that forks faster than this is ended in rounds."""
+    for _ in range(20):
+        left = descendants(os.getpid())[1:]
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 def _child(text: str, folder: Path) -> None:

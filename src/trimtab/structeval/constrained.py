@@ -1,0 +1,115 @@
+"""Constrained decoding: only tokens with which the answer can still become a JSON object or array are allowed.
+
+So that "how much of the failure is syntax" can be answered: generate once with and once without, and compare. The
+grammar and its token masks are llguidance's; for models behind a server the schema goes with the request, and the
+server (vLLM, SGLang, OpenAI) constrains.
+
+Covered: JSON, in memory and served. Not covered: other formats; an answer that the length limit cuts, which is still
+no JSON.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.errors import UsageError
+from trimtab.generation import Generation
+from trimtab.models import LoadedModel
+from trimtab.structeval.tasks import Task
+
+SCHEMA = {"type": ["object", "array"]}
+LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # no endless white space
+INSTALL = "pip install 'trimtab[structeval-constrained]'"
+
+
+def require(tasks: Sequence[Task], *, in_memory: bool) -> None:
+    """Raise UsageError unless all tasks ask for JSON and, for a model in memory, llguidance is there."""
+    others = sorted({task.output_format for task in tasks} - {"json"})
+    if others:
+        fix = "choose the JSON tasks with --format json"
+        raise UsageError("only JSON can be constrained", seen=f"tasks for {', '.join(others)}", fix=fix)
+    if in_memory and importlib.util.find_spec("llguidance") is None:
+        raise UsageError("llguidance is not installed", fix=INSTALL)
+
+
+def response_schema() -> Any:
+    """For a server, through inspect: any JSON object (servers take no schema that is not an object)."""
+    from inspect_ai.model import ResponseSchema
+    from inspect_ai.util import JSONSchema
+
+    return ResponseSchema(name="document", json_schema=JSONSchema(type="object"))
+
+
+class JsonOnly:
+    """A logits processor of Transformers for one batch."""
+
+    def __init__(self, loaded: LoadedModel, rows: int) -> None:
+        import llguidance.hf
+        import llguidance.torch
+        from llguidance import LLMatcher
+
+        self._torch = llguidance.torch
+        vocabulary = int(loaded.model.get_output_embeddings().weight.shape[0])
+        ends = loaded.model.generation_config.eos_token_id
+        try:
+            tokenizer = llguidance.hf.from_tokenizer(loaded.tokenizer, n_vocab=vocabulary, eos_token=ends)
+        except ValueError as error:
+            fix = "generate without --constrain"
+            raise UsageError("this model's tokenizer cannot be constrained", seen=error, fix=fix) from error
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(SCHEMA), overrides=LAYOUT)
+        self._matchers = [LLMatcher(tokenizer, grammar) for _ in range(rows)]
+        self._mask = llguidance.torch.allocate_token_bitmask(rows, vocabulary)  # rows x vocabulary / 32
+        self._read: int | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """``input_ids``: rows x tokens so far; ``scores``: rows x vocabulary. Forbidden tokens get minus infinity."""
+        width = int(input_ids.shape[1])
+        for row, matcher in enumerate(self._matchers):
+            for token in input_ids[row, self._read or width :].tolist():
+                if not matcher.is_stopped():
+                    matcher.consume_token(token)
+            if matcher.is_stopped():
+                self._mask[row].fill_(-1)  # this row is over; what comes is padding
+            else:
+                self._torch.fill_next_token_bitmask(matcher, self._mask, row)
+        self._read = width
+        mask = self._mask.to(scores.device)
+        self._torch.apply_token_bitmask_inplace(scores, mask)
+        return scores
+
+
+def answer(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float
+) -> list[Generation]:
+    """Continue one batch of prompts (token ids) with JSON only; greedy where ``temperature`` is 0, else seed 0."""
+    import torch
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=model.device)
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
+        torch.manual_seed(0)
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_tokens,
+            pad_token_id=pad,
+            logits_processor=[JsonOnly(loaded, len(prompts))],
+            **sampling,
+        )
+    return [_decoded(tokenizer, row[width:].tolist(), len(one)) for row, one in zip(output, prompts, strict=True)]
+
+
+def _decoded(tokenizer: Any, new: list[int], prompt_tokens: int) -> Generation:
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    stop = next((index for index, token in enumerate(new) if token in ends), None)
+    text = tokenizer.decode(new if stop is None else new[:stop], skip_special_tokens=True)
+    return Generation(text.strip(), len(new) if stop is None else stop, prompt_tokens, stop is None)
