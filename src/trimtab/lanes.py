@@ -1,6 +1,6 @@
 """Run trimtab commands as processes, several lanes side by side, with one status line.
 
-Covered: one thread of mathematics per lane, logs, progress read from the children's own bars, skipping what is done,
+Covered: the cores shared out among the lanes that still have work, logs, progress read from the children's own bars, skipping what is done,
 stopping everything when one stage fails. Not covered: what the commands are.
 """
 
@@ -50,13 +50,13 @@ def run_lanes(lanes: Sequence[Sequence[Stage]], logs: Path) -> None:
         TrimtabError: when a stage fails; the message carries the end of its log, and the other lanes are stopped.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // len(lanes))
     running = [_Lane(list(stages)) for stages in lanes]
     shown = ""
     try:
         while any(lane.stage for lane in running):
             for lane in running:
-                _advance(lane, logs, threads)
+                busy = sum(other.stage is not None for other in running)
+                _advance(lane, logs, max(1, (os.cpu_count() or 1) // max(1, busy)))
             shown = _show(running, logs, shown)
             time.sleep(_POLL_SECONDS)
     finally:
