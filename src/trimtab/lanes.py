@@ -1,7 +1,7 @@
 """Run trimtab commands as processes, several lanes side by side, with one status line.
 
-Covered: the cores shared out among the lanes that still have work, logs, progress read from the children's own bars, skipping what is done,
-stopping everything when one stage fails. Not covered: what the commands are.
+Covered: the cores shared out among the lanes that still have work, logs, progress read from the children's own bars,
+skipping what is done, stopping everything when one stage fails. Not covered: what the commands are.
 """
 
 from __future__ import annotations
