@@ -140,6 +140,7 @@ def configuration(cell: Cell, folder: Path) -> dict[str, Any]:
         "warmup_steps": 4,
         "seed": cell.seed,
         "gradient_checkpointing": False,
+        "bf16": False,
         "logging_steps": 4,
         "save_strategy": "no",
         "report_to": "none",

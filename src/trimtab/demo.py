@@ -173,6 +173,7 @@ def configuration(out: Path, name: str, settings: DemoSettings) -> str:
         "warmup_steps": 4,
         "seed": settings.seed,
         "gradient_checkpointing": False,
+        "bf16": False,  # the published figures; without it they would depend on the processor
         "logging_steps": 4,
         "save_strategy": "no",
         "report_to": "none",

@@ -169,7 +169,11 @@ def accuracy_task(questions: PromptSet, match: str | None, max_new_tokens: int) 
         scorer=label_match(match),
         config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
         metadata=axis_metadata(
-            f"accuracy{short}", f"Answers correctly ({questions.name})", "accuracy", questions, grader_name(match)
+            f"accuracy{short}",
+            f"Answers correctly ({plain_name(questions)})",
+            "accuracy",
+            questions,
+            grader_name(match),
         ),
     )
 
@@ -182,9 +186,14 @@ def perplexity_task(windows: PromptSet) -> Task:
         solver=[read_text()],
         scorer=mean_likelihood(),
         metadata=axis_metadata(
-            "perplexity", f"Loss per token, nats ({windows.name})", "perplexity", windows, LIKELIHOOD
+            "perplexity", f"Loss per token, nats ({plain_name(windows)})", "perplexity", windows, LIKELIHOOD
         ),
     )
+
+
+def plain_name(prompts: PromptSet) -> str:
+    """For people: without the number of items, which stands beside every rate ("bundled tickets")."""
+    return prompts.name.partition("[")[0].removesuffix("/eval").replace("/", " ")
 
 
 def axis_metadata(name: str, label: str, kind: str, prompts: PromptSet, judge_name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from trimtab.comparison.differences import Difference
 from trimtab.comparison.results import AxisResult, Comparison, Finding, worst
 from trimtab.reports import charts, wording
 from trimtab.reports.document import changed_items, check_comparisons, shown_differences
-from trimtab.reports.text import clip, short_name, visible
+from trimtab.reports.text import clip, moment, short_name, visible
 
 _WHOLE, _LEAD, _MOST = 700, 520, 20_000
 _MOST_DIFFERENCES = 60
@@ -180,6 +180,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         line=_line,
+        moment=moment,
         passage=_passage,
         short=short_name,
         sign=_SIGNS.__getitem__,

@@ -1,12 +1,13 @@
 """Make text from models, data sets and judges safe to look at.
 
-Covered: characters that a reader cannot see or that reorder what is read, clipping, short model names, Markdown.
+Covered: characters that a reader cannot see or that reorder what is read, clipping, short model names, times, Markdown.
 Not covered: HTML, which the template engine escapes.
 """
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 # Controls except tab and line feed; bidirectional and zero-width controls; tag characters, which hide whole texts;
 # lone surrogates, which cannot be written as UTF-8. Joiners stay: emoji and several scripts need them.
@@ -33,6 +34,16 @@ def short_name(model: str, limit: int = 24) -> str:
     line = " ".join(visible(model).split())
     tail = line.rstrip("/").rsplit("/", 1)[-1] or line
     return clip(tail, limit) or "(no name)"
+
+
+def moment(iso: str) -> str:
+    """An ISO 8601 time as "24 November 2026, 20:31 UTC"; what is no such time stays as it is."""
+    try:
+        when = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    when = when.astimezone(UTC) if when.tzinfo else when
+    return f"{when.day} {when:%B %Y, %H:%M}" + (" UTC" if when.tzinfo else "")
 
 
 def markdown_text(text: str, limit: int = 200) -> str:

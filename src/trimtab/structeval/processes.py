@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,11 +50,30 @@ def usage(pid: int) -> Usage:
     return Usage(sum(map(resident_bytes, pids)), len(pids))
 
 
-def kill_all(pid: int) -> None:
-    """End ``pid`` (the head of a process group), its group and all its descendants, also those in other groups."""
+def kill_all(pid: int, patience: float = 10.0) -> None:
+    """End ``pid`` (the head of a process group), its group and all its descendants, also those in other groups.
+
+    Returns when none of them runs any more, or after ``patience`` seconds: a killed program takes a while to go where
+    the processors are busy. ``pid`` itself is left for the caller to wait for.
+    """
     rest = descendants(pid)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     for one in rest:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(one, signal.SIGKILL)
+    end = time.monotonic() + patience
+    while _runs(pid, set(rest)) and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def _runs(group: int, pids: set[int]) -> bool:
+    """Whether a process of the group, or one of ``pids``, has not ended; one that only waits to be reaped has."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, its_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):  # it ended meanwhile
+            continue
+        if state not in "ZX" and (int(its_group) == group or int(folder.name) in pids):
+            return True
+    return False

@@ -35,15 +35,13 @@ def reshard(model: nn.Module) -> None:
             give_back()
 
 
-def gradients_by_backward(
-    loss: Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False
-) -> dict[str, Tensor]:
+def gradients_by_backward(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Gradients of ``loss`` through ``backward``; ``.grad`` is as it was afterwards."""
     set_aside = {name: parameter.grad for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():
             parameter.grad = None
-        loss.backward(retain_graph=keep_graph)
+        loss.backward()
         return {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
     finally:
         for name, parameter in parameters.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,14 @@ class MixingRule:
         return []
 
 
+class Look(NamedTuple):
+    """What one side's anchors say: mean loss and drift (nats per decision token), the drift's gradient if it acts."""
+
+    loss: float
+    excess: float
+    gradient: dict[str, Tensor] | None
+
+
 @dataclass
 class KeelRule:
     """Closed loop on both sides, on the tokens where the decision falls.
@@ -225,27 +233,30 @@ class KeelRule:
         return len(last) == self.settle_calm and not any(report.acted for report in last)
 
     def _hold(self, step: Step) -> Report:
-        counts = {"refuse": self.rows, "answer": self.answer_rows}
-        chosen = {side: pool.next_indices(counts[side]) for side, pool in step.pools.items()}
-        rows = [step.pools[side].rows[index] for side, indices in chosen.items() for index in indices]
-        reference = torch.cat([step.pools[side].references(indices) for side, indices in chosen.items()])
-        with torch.enable_grad(), step.forward:
-            losses = step.reader.losses(rows)
-            sizes = [len(indices) for indices in chosen.values()]
-            drifts = (losses - reference.to(losses.device)).clamp_min(0).split(sizes)
-            drift = {side: part.mean() for side, part in zip(chosen, drifts, strict=True)}
-        loss: dict[str, float] = {
-            side: float(part.detach().mean()) for side, part in zip(chosen, losses.split(sizes), strict=True)
-        }
-        excess: dict[str, float] = {side: float(value.detach()) for side, value in drift.items()}
-        if not all(math.isfinite(value) for value in loss.values()):
-            raise GuardError("the anchor loss is not finite", seen=loss, fix="lower the learning rate")
-        acting = [side for side in drift if excess[side] > self.margin]
-        report = Report(anchor_loss=loss, excess=excess, acted=tuple(acting))
+        looks = {side: self._look(step, side) for side in step.pools}
+        acting = [side for side, look in looks.items() if look.gradient is not None]
+        report = Report(
+            anchor_loss={side: look.loss for side, look in looks.items()},
+            excess={side: look.excess for side, look in looks.items()},
+            acted=tuple(acting),
+        )
         if not acting:
             return report
-        gradients = [gradients_of(drift[side], step.parameters, keep_graph=side != acting[-1]) for side in acting]
-        return self._correct(step, gradients, [excess[side] for side in acting], report)
+        gradients = [look.gradient for look in looks.values() if look.gradient is not None]
+        return self._correct(step, gradients, [looks[side].excess for side in acting], report)
+
+    def _look(self, step: Step, side: Side) -> Look:
+        """One side in a pass of its own: a backward goes through its rows alone, and its graph is freed at once."""
+        pool = step.pools[side]
+        indices = pool.next_indices(self.rows if side == "refuse" else self.answer_rows)
+        with torch.enable_grad(), step.forward:
+            losses = step.reader.losses([pool.rows[index] for index in indices])
+            drift = (losses - pool.references(indices).to(losses.device)).clamp_min(0).mean()
+        loss, excess = float(losses.detach().mean()), float(drift.detach())
+        if not math.isfinite(loss):
+            raise GuardError("the anchor loss is not finite", seen={side: loss}, fix="lower the learning rate")
+        acts = excess > self.margin
+        return Look(loss, excess, gradients_of(drift, step.parameters) if acts else None)
 
     def _correct(self, step: Step, anchors: list[dict[str, Tensor]], drifts: list[float], report: Report) -> Report:
         task = step.gradients
@@ -292,11 +303,11 @@ def _block_product(one: Tensor, other: Tensor) -> float:
     return float(torch.stack([torch.dot(a.float(), b.float()) for a, b in pairs]).double().sum())
 
 
-def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False) -> dict[str, Tensor]:
+def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Dense gradients of the parameters that ``loss`` reaches; ``.grad`` stays as it is."""
     if any(is_sharded(parameter) for parameter in parameters.values()):
-        return gradients_by_backward(loss, parameters, keep_graph=keep_graph)
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=keep_graph)
+        return gradients_by_backward(loss, parameters)
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
 

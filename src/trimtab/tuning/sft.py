@@ -52,10 +52,10 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
         (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, GuardArguments), prog="trimtab sft"
     )
     parser.error = _usage_error
-    if not torch.cuda.is_available() and not _cpu_has_bfloat16():
-        parser.set_defaults(
-            bf16=False
-        )  # TRL's default is bf16, many times slower here; a flag or a YAML key still wins
+    if models.default_device().type == "cpu":  # a flag or a YAML key still wins
+        # Transformers refuses bf16, which is TRL's default, without a GPU unless told that a CPU is meant; and where
+        # the processor has no such instructions it is many times slower.
+        parser.set_defaults(use_cpu=True, **({} if _cpu_has_bfloat16() else {"bf16": False}))
     try:
         *found, remaining = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
     except OSError as error:
@@ -113,7 +113,9 @@ def run(argv: Sequence[str]) -> SftResult:
         if lora is not None:
             _record_base(Path(training.output_dir), loaded.name, base_sha256)
         if guard.verify_save:
-            verify_saved(Path(training.output_dir), trainer.model, loaded)
+            # without the autocast of training around its forward pass: the saved weights are compared, not its rounding
+            trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            verify_saved(Path(training.output_dir), trained, loaded)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
     acted = callback.guard.counters.acted if callback is not None and callback.guard is not None else 0

@@ -144,7 +144,7 @@ def test_a_retried_run_draws_only_what_is_missing(tmp_path: Path, monkeypatch: p
 
     def draw_all(self: object, wanted: list[Generated]) -> dict[str, Drawn]:
         drawn.append(wanted[0].task.id)
-        if drawn == ["100500", "100501", "100502"]:
+        if len(drawn) == 3:
             raise OSError("the disk is full")
         return {one.task.id: Drawn("failed", errors=("no",)) for one in wanted}
 
@@ -157,7 +157,9 @@ def test_a_retried_run_draws_only_what_is_missing(tmp_path: Path, monkeypatch: p
     assert broken.status == "error"
     (done,) = inspect_ai.eval_retry(broken, log_dir=logs, display="none", max_samples=1)
     assert done.status == "success"
-    assert drawn == ["100500", "100501", "100502", "100502", "100503"]
+    finished, missing = drawn[:2], drawn[2:]  # which of those that wait comes first is not promised
+    assert len(set(drawn)) == 4 and set(missing).isdisjoint(finished)
+    assert missing[0] in missing[1:] and len(missing) == 3
     assert [one.id for one in done.samples or []] == ["100500", "100501", "100502", "100503"]
 
 

@@ -130,6 +130,18 @@ def test_damaged_guard_state_is_refused(place: Path) -> None:
         sft.run(_config(place, "half", resume_from_checkpoint=str(checkpoint)))
 
 
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_without_a_gpu_the_precision_is_what_the_processor_is_good_at(
+    place: Path, monkeypatch: pytest.MonkeyPatch, in_hardware: bool
+) -> None:
+    monkeypatch.setattr(sft, "_cpu_has_bfloat16", lambda: in_hardware)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = _config(place, "out", bf16=None, use_cpu=None, max_steps=1)
+    _, training, *_ = sft.parse(asked)
+    assert (training.use_cpu, training.bf16) == (True, in_hardware)
+    assert sft.run(asked).steps == 1
+
+
 def test_a_finished_output_folder_is_not_overwritten(place: Path) -> None:
     sft.run(_config(place, "out", guard="none", guard_anchors=None, max_steps=1))
     with pytest.raises(UsageError, match="already holds a model"):
