@@ -135,7 +135,8 @@ def with_suffixes(loaded: LoadedModel, prompts: PromptSet, *, steps: int = 100, 
     try:
         from nanogcg import GCGConfig, run
     except ImportError as error:
-        raise TrimtabError("GCG needs nanogcg", seen=str(error), fix="pip install 'trimtab[jailbreaks]'") from error
+        fix = "pip install 'trimtab[jailbreaks]' && pip install --no-deps nanogcg==0.3.0"
+        raise TrimtabError("GCG needs nanogcg", seen=str(error), fix=fix) from error
     settings = GCGConfig(
         num_steps=steps, search_width=width, topk=min(64, width), seed=0, verbosity="ERROR", use_prefix_cache=False
     )  # fmt: skip - its cache code predates the cache classes of today

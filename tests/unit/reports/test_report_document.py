@@ -11,7 +11,7 @@ from report_samples import SHARES, run, three
 from trimtab.comparison import Comparison, compare
 from trimtab.errors import UsageError
 from trimtab.reports import SCHEMA, to_document, to_json, to_markdown
-from trimtab.reports.text import clip, markdown_text, short_name, visible
+from trimtab.reports.text import clip, markdown_text, moment, short_name, visible
 
 COMPARISONS = three()
 
@@ -97,6 +97,13 @@ def test_unseen_characters_become_visible() -> None:
     assert visible("a\u202eb\x00c\u200bd\ud800e") == "a⟨U+202E⟩b⟨U+0000⟩c⟨U+200B⟩d⟨U+D800⟩e"
     assert visible("line\r\nnext\ttab") == "line\nnext\ttab"
     assert visible("क्‍ष") == "क्‍ष"  # the joiner belongs to the script
+
+
+def test_a_moment_is_written_for_people_and_what_is_none_stays() -> None:
+    assert moment("2026-03-07T09:05:59+00:00") == "7 March 2026, 09:05 UTC"
+    assert moment("2026-03-07T01:05:00+02:00") == "6 March 2026, 23:05 UTC"
+    assert moment("2026-03-07T09:05:00") == "7 March 2026, 09:05"
+    assert moment("yesterday") == "yesterday"
 
 
 def test_names_are_short() -> None:
