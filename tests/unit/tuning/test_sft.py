@@ -130,6 +130,16 @@ def test_damaged_guard_state_is_refused(place: Path) -> None:
         sft.run(_config(place, "half", resume_from_checkpoint=str(checkpoint)))
 
 
+def test_a_quantised_base_is_guarded_through_its_adapter(place: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs trimtab[quantised]")
+    four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "guard_margin": 0.001}
+    asked = _config(place, "qlora", use_peft=True, lora_r=4, lora_target_modules="all-linear", **four_bits)
+    result = sft.run(asked)
+    assert result.guard == "keel" and result.acted > 0
+    saved = load_file(place / "qlora" / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in saved.items() if "lora_B" in name)
+
+
 @pytest.mark.parametrize("in_hardware", [True, False])
 def test_without_a_gpu_the_precision_is_what_the_processor_is_good_at(
     place: Path, monkeypatch: pytest.MonkeyPatch, in_hardware: bool
