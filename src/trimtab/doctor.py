@@ -114,7 +114,10 @@ def _renderers() -> list[Check]:
 def _packages() -> list[Check]:
     names = ("transformers", "trl", "peft", "accelerate", "inspect_ai")
     checks = [Check(name, True, version(name)) for name in names]
-    optional = {"vllm": "pip install vllm (fast serving on a GPU)", "bitsandbytes": "pip install 'trimtab[quantised]' (QLoRA)"}
+    optional = {
+        "vllm": "pip install vllm (fast serving on a GPU)",
+        "bitsandbytes": "pip install 'trimtab[quantised]' (QLoRA)",
+    }
     for name, fix in optional.items():
         if importlib.util.find_spec(name) is None:
             checks.append(Check(name, None, "not installed", fix))
