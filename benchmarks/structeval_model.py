@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--v-limit", type=int, help="only so many rendered tasks, spread over the task types")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--judge", help="vision model for the questions, as inspect names it")
+    parser.add_argument("--judge", help="vision model for the questions: local/NAME, or as inspect names it")
     options = parser.parse_args()
     chosen = tasks.load(V_TASKS, limit=options.v_limit)
     if options.t_tasks:
@@ -49,7 +49,7 @@ def main() -> None:
     wanted = {task.id for task in chosen}
     found = [one for one in generations.read(answers) if one.task.id in wanted]
     store = options.out / "pictures"
-    judge = vqa.inspect_judge(options.judge, cache=store / "judge.jsonl") if options.judge else None
+    judge = vqa.judge_named(options.judge, cache=store / "judge.jsonl") if options.judge else None
     items = run.score_all(found, pictures="render", judge=judge, store=store)
     scored = time.perf_counter()
     report = document(options, items, made) | {

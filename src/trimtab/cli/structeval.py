@@ -50,7 +50,7 @@ def _scoring(function: F) -> F:
         click.option("--unsandboxed-python", is_flag=True, help=_PYTHON_RISK),
         click.option("--offline-vqa", is_flag=True, help="Also decide questions by the rendered text."),
         click.option("--judge-url", help="Address of the judge's server, if it speaks OpenAI's protocol."),
-        click.option("--judge", help="Vision model for the questions, as inspect names it: openai/gpt-4.1-mini."),
+        click.option("--judge", help="Vision model for the questions: local/NAME, or inspect's openai/gpt-4.1-mini."),
         click.option("--store", type=_FILE, help="Folder for pictures, kept for the next run; default: beside FILE."),
         click.option("--pictures", type=_PICTURES, default="auto", show_default=True,
                      help="auto: render, unless a row carries the reference's render_score and VQA_score."),
@@ -173,7 +173,7 @@ def _scored(file: Path, *, dataset: str | None, pictures: str, judge: str | None
 
     found = generations.choose(generations.read(file, dataset=dataset), **filters)
     folder = store or file.with_name(file.name + ".pictures")
-    asked = vqa.inspect_judge(judge, base_url=judge_url, cache=folder / "judge.jsonl") if judge else None
+    asked = vqa.judge_named(judge, base_url=judge_url, cache=folder / "judge.jsonl") if judge else None
     with tqdm(total=len(found), unit="item", disable=not any(one.task.rendered for one in found)) as bar:
         return run.score_all(found, pictures=pictures, judge=asked, store=folder, workers=workers,  # type: ignore[arg-type]
                              use_offline=offline_vqa, unsandboxed_python=unsandboxed_python,

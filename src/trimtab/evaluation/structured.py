@@ -31,7 +31,7 @@ from trimtab.evaluation.metrics import mean_value, unscored_rate
 from trimtab.structeval import faithful, generations, score
 from trimtab.structeval import tasks as data
 from trimtab.structeval.drawing import Drawing, Drawn
-from trimtab.structeval.vqa import Asked, Judge, Verdict, inspect_judge
+from trimtab.structeval.vqa import Asked, Judge, Verdict, judge_named
 
 KIND = "structeval"
 SCORER = "structeval-corrected@1"
@@ -177,7 +177,7 @@ async def _verdict(one: data.Task, made: Drawn, judge: str | None) -> Verdict | 
 
 @lru_cache(maxsize=4)
 def _judge(name: str) -> Judge:
-    return inspect_judge(name)
+    return judge_named(name)
 
 
 # --- one renderer for all samples of a run ----------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Questions about the picture, put to a vision model with the official prompt.
 
-Covered: any model that inspect reaches (OpenAI, a server that speaks its protocol, vLLM); one call for each picture
-with all its questions; answers cached by the picture's hash; a failed, unparsable or incomplete reply is unscored,
-never wrong.
+Covered: any model that inspect reaches (OpenAI, a server that speaks its protocol, vLLM), or one in this process
+(``local_judge.py``); one call for each picture with all its questions; answers cached by the picture's hash; a failed,
+unparsable or incomplete reply is unscored, never wrong.
 Not covered: training a judge, pictures (``render``), the check without a model (``offline.py``).
 
 Source of the prompt: the paper's Figure 5.
@@ -156,6 +156,19 @@ class Judge:
         if self._cache is not None:
             with generations.append(self._cache) as stream:
                 generations.write_line(stream, {"key": key, "judge": self.name, "answers": list(verdict.answers)})
+
+
+def judge_named(name: str, *, base_url: str | None = None, cache: Path | None = None) -> Judge:
+    """``local/NAME``: a vision model in this process; anything else: through inspect.
+
+    Raises:
+        ModelError: when a local model cannot be used. What inspect raises for an unknown provider or a missing key.
+    """
+    from trimtab.structeval import local_judge
+
+    if name.startswith(local_judge.PREFIX) and not base_url:
+        return local_judge.local_judge(name, cache=cache)
+    return inspect_judge(name, base_url=base_url, cache=cache)
 
 
 def inspect_judge(name: str, *, base_url: str | None = None, cache: Path | None = None, connections: int = 8) -> Judge:

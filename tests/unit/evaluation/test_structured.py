@@ -124,7 +124,7 @@ def test_one_renderer_for_samples_side_by_side_and_none_after_the_run(
         judged.append(png)
         return '{"1": true}'
 
-    monkeypatch.setattr(structured, "inspect_judge", lambda name: vqa.Judge(name, ask))
+    monkeypatch.setattr(structured, "judge_named", lambda name: vqa.Judge(name, ask))
     task = structured.structeval_v_gen(dataset=str(data), judge="mock")
     (done,) = inspect_ai.eval(task, model=model, log_dir=str(tmp_path / "logs"), display="none")
     assert done.status == "success"
