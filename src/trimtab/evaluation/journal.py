@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.evaluation.judges import Verdict
-from trimtab.evaluation.labelled import Exchange, Question
+from trimtab.evaluation.labelled import Exchange
 from trimtab.evaluation.ladder import Awaited
 from trimtab.generation import Generation, GenerationSettings, Message
 
@@ -79,16 +79,7 @@ class Remembered:
 
     def __init__(self, judge: Awaited, journal: Journal) -> None:
         self.judge, self.journal = judge, journal
-
-    @property
-    def name(self) -> str:
-        """Of the judge."""
-        return self.judge.name
-
-    @property
-    def positive(self) -> Question:
-        """Of the judge."""
-        return self.judge.positive
+        self.name, self.positive = judge.name, judge.positive
 
     async def verdict(self, exchange: Exchange) -> Verdict:
         """From the journal where it is there."""

@@ -64,16 +64,7 @@ class Batched:
 
     def __post_init__(self) -> None:
         self._desk = Desk(self.judge)
-
-    @property
-    def name(self) -> str:
-        """Of the judge."""
-        return self.judge.name
-
-    @property
-    def positive(self) -> Question:
-        """Of the judge."""
-        return self.judge.positive
+        self.name, self.positive = self.judge.name, self.judge.positive
 
     async def verdict(self, exchange: Exchange) -> Verdict:
         """Verdict on one exchange."""
