@@ -8,9 +8,10 @@ Each pair is one unguarded and one guarded step on the same batch, in alternatin
 the pairs' ratios in processor time (robust where other programs share the machine) and in wall time, with the range,
 and the memory that the guard adds to a step's peak. Rows:
 
-    keel, watching     a step in which nothing drifted: one forward over 8 anchors
+    keel, watching     a step of a calm run: a glance, one forward over 4 anchors
+    keel, looking      a step in which nothing drifted, of a run that is not calm yet: forward over 10 anchors
     keel, acting       a step that is corrected: both sides drifted
-    keel, every fourth the mean over four steps with --guard_check_every 4, nothing drifted
+    keel, every fourth the mean over four steps with --guard_check_every 4 (a look at 10 anchors), nothing drifted
     spf                Algorithm 1, refreshed every step, gradients as factors
     naive spf          the same from the anchor's full gradient and a dense SVD of every block
 
@@ -35,10 +36,11 @@ from trimtab import models
 from trimtab.anchors import SafetyAnchors
 from trimtab.gradients.surgery import project_out
 from trimtab.tuning.guard import SafetyGuard
-from trimtab.tuning.rules import KeelRule, SpfRule
+from trimtab.tuning.keel import KeelRule
+from trimtab.tuning.rules import SpfRule
 
 ROW = 64  # tokens of a row
-VARIANTS = ("keel, watching", "keel, acting", "keel, every fourth", "spf", "naive spf")
+VARIANTS = ("keel, watching", "keel, looking", "keel, acting", "keel, every fourth", "spf", "naive spf")
 
 
 def main() -> None:
@@ -120,7 +122,9 @@ def act(held: models.LoadedModel, variant: str) -> Callable[[], object]:
     """What the guard does inside ``optimizer.step``; parameters do not move (the corrections have length zero)."""
     if variant.startswith("keel"):
         margin = -1.0 if "acting" in variant else float("inf")
-        guard = SafetyGuard(held, SafetyAnchors.bundled(16), KeelRule(margin=margin, largest_shift=0.0))
+        calm_after = 0 if "watching" in variant else 10**9
+        rule = KeelRule(margin=margin, largest_shift=0.0, calm_after=calm_after)
+        guard = SafetyGuard(held, SafetyAnchors.bundled(16), rule)
     else:
         guard = SafetyGuard(held, SafetyAnchors.published(), SpfRule())
     guard.prepare()

@@ -16,6 +16,14 @@ from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard
 
 STEPS = 10
+#: Rule and options by name; "keel-glances" begins every step with a glance, as after a calm stretch.
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "keel": ("keel", {}),
+    "keel-glances": ("keel", {"calm_after": 0, "calm_rows": 1}),
+    "mixing": ("mixing", {}),
+    "spf": ("spf", {"rank": 2}),
+    "a-gem": ("a-gem", {}),
+}
 
 
 @contextmanager
@@ -36,8 +44,8 @@ def joined(rank: int, world: int) -> Iterator[None]:
 def train_guarded(loaded: LoadedModel, model: torch.nn.Module, rule: str, rank: int, world: int) -> list[Any]:
     """Ten AdamW steps on this rank's rows of each batch; what the guard acted on in each."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    options = {"rank": 2} if rule == "spf" else {}
-    guard = SafetyGuard(loaded, ANCHORS, rule, model=model, **options)
+    name, options = RULES[rule]
+    guard = SafetyGuard(loaded, ANCHORS, name, model=model, **options)
     rows = torch.randint(4, 30, (STEPS, 4, 10), generator=torch.Generator().manual_seed(3))
     with guard.attach(optimizer):
         for batch in rows:

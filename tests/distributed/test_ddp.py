@@ -26,7 +26,9 @@ def _run(rank: int, world: int, rule: str, folder: str, bucket_view: bool) -> No
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("rule", "bucket_view"), [("keel", False), ("keel", True), ("spf", False)])
+@pytest.mark.parametrize(
+    ("rule", "bucket_view"), [("keel", False), ("keel", True), ("keel-glances", False), ("spf", False)]
+)
 def test_two_processes_equal_one(rule: str, bucket_view: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_TEST_PORT", str(29500 + os.getpid() % 400 + 7 * bucket_view))
     _run(0, 1, rule, str(tmp_path), bucket_view)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.distributed.loop import assert_equal_to_one, joined, save, train_guarded
+from tests.distributed.loop import RULES, assert_equal_to_one, joined, save, train_guarded
 from tests.tiny import tiny_model
 from trimtab.gradients.sharding import is_sharded, whole
 
@@ -36,9 +36,9 @@ def _run(rank: int, world: int, rule: str, folder: str) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("rule", ["keel", "mixing", "spf", "a-gem"])
+@pytest.mark.parametrize("rule", RULES)
 def test_two_sharded_processes_equal_one(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offset = ["keel", "mixing", "spf", "a-gem"].index(rule)
+    offset = list(RULES).index(rule)
     monkeypatch.setenv("TRIMTAB_TEST_PORT", str(29920 + os.getpid() % 400 + 11 * offset))
     _run(0, 1, rule, str(tmp_path))
     mp.spawn(_run, args=(2, rule, str(tmp_path)), nprocs=2)

@@ -56,6 +56,8 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     --guard_answer_rows N       keel: answers looked at per step (5)
     --guard_margin X            keel: tolerated drift, nats per token
     --guard_decision_tokens N   first tokens of a reply that are watched
+    --guard_calm_after N        keel: calm looks in a row before glances suffice (8)
+    --guard_calm_rows N         keel: anchors of each side in a glance (2)
     --verify_save false         do not reload and check what was saved
     """
     from trimtab.tuning.sft import parse, run

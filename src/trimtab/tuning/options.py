@@ -13,8 +13,17 @@ from trimtab.tuning.rivals.recipes import RECIPES, Recipe
 NO_GUARD = "none"
 #: Options by guard, without the prefix ``guard_``.
 RULE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "keel": ("rows", "answer_rows", "margin", "decision_tokens", "check_every"),
-    "keel-patient": ("rows", "answer_rows", "margin", "decision_tokens", "calm_looks", "longest_pause"),
+    "keel": ("rows", "answer_rows", "margin", "decision_tokens", "check_every", "calm_rows", "calm_after"),
+    "keel-patient": (
+        "rows",
+        "answer_rows",
+        "margin",
+        "decision_tokens",
+        "calm_rows",
+        "calm_after",
+        "calm_looks",
+        "longest_pause",
+    ),
     "spf": ("rank", "refresh_every", "rows"),
     "mixing": ("weight", "rows", "decision_tokens"),
     **OPTIONS,
@@ -41,6 +50,12 @@ class GuardArguments:
         default=None, metadata={"help": "Supervised first tokens of a reply (3)."}
     )
     guard_check_every: int | None = field(default=None, metadata={"help": "keel: steps between two looks (1)."})
+    guard_calm_rows: int | None = field(
+        default=None, metadata={"help": "keel: anchors a side in a glance while it is calm (2)."}
+    )
+    guard_calm_after: int | None = field(
+        default=None, metadata={"help": "keel: calm looks in a row before glances suffice (8)."}
+    )
     guard_calm_looks: int | None = field(
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}
     )

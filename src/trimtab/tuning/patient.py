@@ -6,12 +6,14 @@ Covered: an adaptive cadence around ``KeelRule``, which is unchanged. Not covere
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trimtab.tuning.rules import KeelRule, Report, Step
+from trimtab.tuning.keel import KeelRule
+from trimtab.tuning.rules import Report, Step
 
 
 @dataclass
@@ -28,13 +30,14 @@ class PatientKeelRule(KeelRule):
     name: str = "keel-patient"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._pause, self._calm, self._next = 1, 0, 0
 
     def step(self, step: Step) -> Report:
         if step.index < self._next:
             return Report()
-        report = self._hold(step)
-        calm = all(value <= self.margin / 2 for value in report.excess.values())
+        report = self._watch(step)
+        calm = self.is_calm(report)
         self._calm = self._calm + 1 if calm else 0
         if not calm:
             self._pause = 1
@@ -45,7 +48,8 @@ class PatientKeelRule(KeelRule):
 
     def tensors(self) -> dict[str, Tensor]:
         """The cadence, for a resumed run."""
-        return {"cadence": torch.tensor([self._pause, self._calm, self._next])}
+        return {**super().tensors(), "cadence": torch.tensor([self._pause, self._calm, self._next])}
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_tensors(tensors)
         self._pause, self._calm, self._next = (int(value) for value in tensors["cadence"])

@@ -9,10 +9,9 @@ optimizer is about to update.
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.factors import safety_gradient
 from trimtab.gradients.sharding import is_sharded, scalar
-from trimtab.gradients.surgery import joint_step, spf_algorithm1
+from trimtab.gradients.surgery import spf_algorithm1
 from trimtab.tuning.distributed import gradients_by_backward, spf_sharded
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 
@@ -176,117 +175,6 @@ class MixingRule:
         return []
 
 
-class Look(NamedTuple):
-    """What one side's anchors say: mean loss and drift (nats per decision token), the drift's gradient if it acts."""
-
-    loss: float
-    excess: float
-    gradient: dict[str, Tensor] | None
-
-
-@dataclass
-class KeelRule:
-    """Closed loop on both sides, on the tokens where the decision falls.
-
-    Each step looks at a few anchors of each side in rotation. The sensor of a side is how far its anchors have drifted
-    above their own losses in the aligned model, ``h = mean_i max(0, l_i - ref_i)``. While no side is above ``margin``
-    nothing is done. Otherwise, with ``H`` the sum over the sides that are, the task gradient loses its component
-    against ``grad H``, if it has one, and the parameters take one Polyak step on ``H``: the shortest step that brings
-    the linearised drift back to zero. The step does not pass through the optimizer, so the anchors leave no trace in
-    its moments.
-
-    Attributes:
-        rows: refusals looked at in a step.
-        answer_rows: answers looked at in a step.
-        margin: drift that is tolerated (nats per decision token).
-        decision_tokens: first tokens of the reply that are watched.
-        largest_shift: longest step, as a Euclidean norm.
-        check_every: steps between two looks.
-        settle_rounds: most looks after the last update.
-        settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
-    """
-
-    rows: int = 5
-    answer_rows: int = 5
-    margin: float = 0.05
-    decision_tokens: int | None = 3
-    largest_shift: float = 0.5
-    check_every: int = 1
-    settle_rounds: int = 12
-    settle_calm: int = 3
-    name: str = "keel"
-
-    def default_anchors(self) -> SafetyAnchors:
-        return SafetyAnchors.bundled()
-
-    def step(self, step: Step) -> Report:
-        return self._hold(step) if step.index % self.check_every == 0 else Report()
-
-    def finish(self, step: Step) -> list[Report]:
-        reports: list[Report] = []
-        while len(reports) < self.settle_rounds and not self._settled(reports):
-            reports.append(self._hold(step))
-        return reports
-
-    def _settled(self, reports: list[Report]) -> bool:
-        last = reports[-self.settle_calm :]
-        return len(last) == self.settle_calm and not any(report.acted for report in last)
-
-    def _hold(self, step: Step) -> Report:
-        looks = {side: self._look(step, side) for side in step.pools}
-        acting = [side for side, look in looks.items() if look.gradient is not None]
-        report = Report(
-            anchor_loss={side: look.loss for side, look in looks.items()},
-            excess={side: look.excess for side, look in looks.items()},
-            acted=tuple(acting),
-        )
-        if not acting:
-            return report
-        gradients = [look.gradient for look in looks.values() if look.gradient is not None]
-        return self._correct(step, gradients, [looks[side].excess for side in acting], report)
-
-    def _look(self, step: Step, side: Side) -> Look:
-        """One side in a pass of its own: a backward goes through its rows alone, and its graph is freed at once."""
-        pool = step.pools[side]
-        indices = pool.next_indices(self.rows if side == "refuse" else self.answer_rows)
-        with torch.enable_grad(), step.forward:
-            losses = step.reader.losses([pool.rows[index] for index in indices])
-            drift = (losses - pool.references(indices).to(losses.device)).clamp_min(0).mean()
-        loss, excess = float(losses.detach().mean()), float(drift.detach())
-        if not math.isfinite(loss):
-            raise GuardError("the anchor loss is not finite", seen={side: loss}, fix="lower the learning rate")
-        acts = excess > self.margin
-        return Look(loss, excess, gradients_of(drift, step.parameters) if acts else None)
-
-    def _correct(self, step: Step, anchors: list[dict[str, Tensor]], drifts: list[float], report: Report) -> Report:
-        task = step.gradients
-        norm = math.sqrt(inner_product(task, task))
-        conflicts = [inner_product(task, anchor) for anchor in anchors]
-        for anchor in anchors:
-            against = inner_product(task, anchor)  # again: the one before may have changed it
-            if against < 0:
-                scale = against / inner_product(anchor, anchor)
-                for name in set(anchor) & set(task):
-                    task[name].sub_(anchor[name].to(task[name].dtype), alpha=scale)
-        gram = torch.tensor([[inner_product(one, other) for other in anchors] for one in anchors], dtype=torch.float64)
-        multipliers = joint_step(torch.tensor(drifts, dtype=torch.float64), gram)
-        length = float((multipliers @ gram @ multipliers).clamp_min(0).sqrt())
-        shrink = min(1.0, self.largest_shift / max(length, 1e-30))
-        with torch.no_grad():
-            for anchor, multiplier in zip(anchors, multipliers.tolist(), strict=True):
-                for name, gradient in anchor.items():
-                    parameter = step.parameters[name]
-                    parameter.sub_(gradient.to(parameter.dtype), alpha=shrink * multiplier)
-        left = math.sqrt(inner_product(task, task))
-        return replace(
-            report,
-            conflict=min(conflicts),
-            cosine=min(conflicts) / max(norm * math.sqrt(float(gram.diagonal().max())), 1e-30),
-            removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
-            shift=shrink * length,
-        )
-
-
 def inner_product(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     """Over the blocks that both have; blocks may be sharded (DTensor).
 
@@ -331,7 +219,8 @@ def make_rule(name: str, **options: Any) -> Rule:
     Raises:
         UsageError: for an unknown name or option.
     """
-    from trimtab.tuning.patient import PatientKeelRule  # these modules need this one
+    from trimtab.tuning.keel import KeelRule  # these modules need this one
+    from trimtab.tuning.patient import PatientKeelRule
     from trimtab.tuning.rivals.catalogue import STEP_RULES
 
     ours = {"spf": SpfRule, "keel": KeelRule, "keel-patient": PatientKeelRule, "mixing": MixingRule}

@@ -18,8 +18,9 @@ from trimtab.gradients.factors import safety_gradient
 from trimtab.gradients.surgery import spf_algorithm1
 from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard, innermost_optimizer
+from trimtab.tuning.keel import KeelRule
 from trimtab.tuning.pools import reader_for
-from trimtab.tuning.rules import KeelRule, SpfRule, inner_product
+from trimtab.tuning.rules import SpfRule, inner_product
 
 ANCHORS = SafetyAnchors(
     (

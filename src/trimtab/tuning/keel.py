@@ -1,0 +1,183 @@
+"""``keel``: a closed loop on both sides of safety, our default. The reasons are in ``docs/design/keel.md``.
+
+Covered: looking at the anchors, closely or in passing; the correction; settling after the last update.
+Not covered: the anchors and their references (``pools.py``), other rules (``rules.py``, ``rivals/``), a cadence that
+skips steps (``patient.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.anchors import SafetyAnchors, Side
+from trimtab.errors import GuardError
+from trimtab.gradients.surgery import joint_step
+from trimtab.tuning.rules import Report, Step, gradients_of, inner_product
+
+
+class Drift(NamedTuple):
+    """Of one side's anchors: mean loss, and mean loss above their references where above (nats per decision token)."""
+
+    loss: Tensor
+    excess: Tensor
+
+
+@dataclass
+class KeelRule:
+    """Closed loop on both sides, on the tokens where the decision falls.
+
+    Each step looks at a few anchors of each side in rotation. The sensor of a side is how far its anchors have drifted
+    above their own losses in the aligned model, ``h = mean_i max(0, l_i - ref_i)``. While no side is above ``margin``
+    nothing is done. Otherwise, with ``H`` the sum over the sides that are, the task gradient loses its component
+    against ``grad H``, if it has one, and the parameters take one Polyak step on ``H``: the shortest step that brings
+    the linearised drift back to zero. The step does not pass through the optimizer, so the anchors leave no trace in
+    its moments.
+
+    After ``calm_after`` looks in a row with both sides at or below half the margin, the next ones are glances:
+    ``calm_rows`` anchors a side, forward only. A glance above half the margin is followed by a whole look at once.
+
+    Attributes:
+        rows: refusals looked at in a step.
+        answer_rows: answers looked at in a step.
+        margin: drift that is tolerated (nats per decision token).
+        decision_tokens: first tokens of the reply that are watched.
+        largest_shift: longest step, as a Euclidean norm.
+        check_every: steps between two looks.
+        calm_rows: anchors of each side in a glance.
+        calm_after: calm looks in a row before glances suffice.
+        settle_rounds: most looks after the last update.
+        settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
+    """
+
+    rows: int = 5
+    answer_rows: int = 5
+    margin: float = 0.05
+    decision_tokens: int | None = 3
+    largest_shift: float = 0.5
+    check_every: int = 1
+    calm_rows: int = 2
+    calm_after: int = 8
+    settle_rounds: int = 12
+    settle_calm: int = 3
+    name: str = "keel"
+
+    def __post_init__(self) -> None:
+        self._calm_looks = 0
+
+    def default_anchors(self) -> SafetyAnchors:
+        return SafetyAnchors.bundled()
+
+    def step(self, step: Step) -> Report:
+        return self._watch(step) if step.index % self.check_every == 0 else Report()
+
+    def finish(self, step: Step) -> list[Report]:
+        reports: list[Report] = []
+        while len(reports) < self.settle_rounds and not self._settled(reports):
+            reports.append(self._hold(step))
+        return reports
+
+    def tensors(self) -> dict[str, Tensor]:
+        """How calm it has been, for a resumed run."""
+        return {"calm_looks": torch.tensor(self._calm_looks)}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self._calm_looks = int(tensors["calm_looks"])
+
+    def _settled(self, reports: list[Report]) -> bool:
+        last = reports[-self.settle_calm :]
+        return len(last) == self.settle_calm and not any(report.acted for report in last)
+
+    def is_calm(self, report: Report) -> bool:
+        """Whether both sides are at or below half the margin."""
+        return all(value <= self.margin / 2 for value in report.excess.values())
+
+    def _watch(self, step: Step) -> Report:
+        """A glance where it has been calm, a whole look otherwise and wherever the glance is not calm."""
+        if self._calm_looks >= self.calm_after:
+            report = self._glance(step)
+            if self.is_calm(report):
+                return report
+        report = self._hold(step)
+        self._calm_looks = self._calm_looks + 1 if self.is_calm(report) else 0
+        return report
+
+    @torch.no_grad()
+    def _glance(self, step: Step) -> Report:
+        """A few anchors of both sides in one pass."""
+        return self._report(self._read(step, dict.fromkeys(step.pools, self.calm_rows)))
+
+    def _hold(self, step: Step) -> Report:
+        """Look at both sides, correct if one has drifted.
+
+        Each side is read in a pass of its own: a backward goes through its rows alone, and its graph is freed at once.
+        """
+        drifts: dict[Side, Drift] = {}
+        gradients: dict[Side, dict[str, Tensor]] = {}
+        for side in step.pools:
+            with torch.enable_grad():
+                drifts |= self._read(step, {side: self.rows if side == "refuse" else self.answer_rows})
+            if float(drifts[side].excess.detach()) > self.margin:
+                gradients[side] = gradients_of(drifts[side].excess, step.parameters)
+            drifts[side] = Drift(*(value.detach() for value in drifts[side]))
+        report = replace(self._report(drifts), acted=tuple(gradients))
+        if not gradients:
+            return report
+        return self._correct(step, list(gradients.values()), [report.excess[side] for side in gradients], report)
+
+    def _read(self, step: Step, counts: Mapping[Side, int]) -> dict[Side, Drift]:
+        """The next anchors of each side, all in one forward pass."""
+        chosen = {side: step.pools[side].next_indices(count) for side, count in counts.items()}
+        rows = [step.pools[side].rows[index] for side, indices in chosen.items() for index in indices]
+        with step.forward:
+            losses = step.reader.losses(rows)
+        parts = losses.split([len(indices) for indices in chosen.values()])
+        found: dict[Side, Drift] = {}
+        for (side, indices), part in zip(chosen.items(), parts, strict=True):
+            above = (part - step.pools[side].references(indices).to(part.device)).clamp_min(0)
+            found[side] = Drift(part.mean(), above.mean())
+        if not all(math.isfinite(float(drift.loss.detach())) for drift in found.values()):
+            seen = {side: float(drift.loss.detach()) for side, drift in found.items()}
+            raise GuardError("the anchor loss is not finite", seen=seen, fix="lower the learning rate")
+        return found
+
+    def _report(self, drifts: Mapping[Side, Drift]) -> Report:
+        return Report(
+            anchor_loss={side: float(drift.loss) for side, drift in drifts.items()},
+            excess={side: float(drift.excess) for side, drift in drifts.items()},
+        )
+
+    def _correct(
+        self, step: Step, anchors: Sequence[dict[str, Tensor]], drifts: Sequence[float], report: Report
+    ) -> Report:
+        task = step.gradients
+        norm = math.sqrt(inner_product(task, task))
+        conflicts = [inner_product(task, anchor) for anchor in anchors]
+        for anchor in anchors:
+            against = inner_product(task, anchor)  # again: the one before may have changed it
+            if against < 0:
+                scale = against / inner_product(anchor, anchor)
+                for name in set(anchor) & set(task):
+                    task[name].sub_(anchor[name].to(task[name].dtype), alpha=scale)
+        gram = torch.tensor([[inner_product(one, other) for other in anchors] for one in anchors], dtype=torch.float64)
+        multipliers = joint_step(torch.tensor(drifts, dtype=torch.float64), gram)
+        length = float((multipliers @ gram @ multipliers).clamp_min(0).sqrt())
+        shrink = min(1.0, self.largest_shift / max(length, 1e-30))
+        with torch.no_grad():
+            for anchor, multiplier in zip(anchors, multipliers.tolist(), strict=True):
+                for name, gradient in anchor.items():
+                    parameter = step.parameters[name]
+                    parameter.sub_(gradient.to(parameter.dtype), alpha=shrink * multiplier)
+        left = math.sqrt(inner_product(task, task))
+        return replace(
+            report,
+            conflict=min(conflicts),
+            cosine=min(conflicts) / max(norm * math.sqrt(float(gram.diagonal().max())), 1e-30),
+            removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
+            shift=shrink * length,
+        )
