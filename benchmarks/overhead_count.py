@@ -4,9 +4,9 @@
     python benchmarks/overhead_count.py --shapes 7B 70B --tokens 4096
 
 Nothing is computed: the passes run on tensors without storage, and the counter of PyTorch (``FlopCounterMode``) adds up
-the matrix products and attention of each. So the counts are the same on every machine, and say nothing of memory traffic,
-latency, or the optimizer. The anchors are the bundled ones with the demo model's tokenizer. Not counted: Algorithm 1
-(its factors are read from real tensors), inner products and moves of parameters.
+the matrix products and attention of each. So the counts are the same on every machine, and say nothing of memory
+traffic, latency, or the optimizer. The anchors are the bundled ones with the demo model's tokenizer. Not counted:
+Algorithm 1 (its factors are read from real tensors), inner products and moves of parameters.
 """
 
 from __future__ import annotations
