@@ -235,7 +235,7 @@ def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], options:
         length = max(max_new_tokens, structured.MIN_AXIS_TOKENS)
         task = structured.structured_task(chosen, spec.dataset, length)
     elif spec.kind == "lm_eval":
-        task = utility.lm_eval_task(options.loaded, spec.dataset, spec.limit, options.batch_size)
+        task = utility.lm_eval_task(options.loaded, spec.dataset, spec.limit, options.batch_size, spec.path)
     elif spec.kind == "accuracy":
         task = tasks.accuracy_task(prompts, spec.match, max_new_tokens)
     elif spec.kind == "perplexity":

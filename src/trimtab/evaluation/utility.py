@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task, task
@@ -144,13 +145,16 @@ def rouge(which: str = "rougeL") -> Scorer:
     return score
 
 
-def lm_eval_task(loaded: LoadedModel, task: str, limit: int | None, batch_size: int) -> Task:
+def lm_eval_task(loaded: LoadedModel, task: str, limit: int | None, batch_size: int, folder: str | None = None) -> Task:
     """A task of lm-evaluation-harness, measured by lm-eval itself, as an inspect task that only records its values.
+
+    Args:
+        folder: of the task's own YAML definition, where it is none of those that lm-eval brings.
 
     Raises:
         TrimtabError: lm-eval is not installed. DataError: an unknown task, no sample, or no value for each sample.
     """
-    rows, metric, version = run_lm_eval(loaded, task, limit, batch_size)
+    rows, metric, version = run_lm_eval(loaded, task, limit, batch_size, folder)
     prompts = PromptSet(task, tuple(Prompt(str(row["id"]), "", row["prompt"]) for row in rows), f"v{version}")
     judge_name = f"lm-eval/{metric}@{version}"
     label = f"{task}, {metric} by lm-eval"
@@ -193,14 +197,18 @@ def recorded_value(judge_name: str) -> Scorer:
 
 
 def run_lm_eval(
-    loaded: LoadedModel, task: str, limit: int | None, batch_size: int, manager: Any = None
+    loaded: LoadedModel, task: str, limit: int | None, batch_size: int, folder: str | None = None
 ) -> tuple[list[dict[str, Any]], str, str]:
     """Rows with id, prompt, answer and value; the metric's name; the task's version."""
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise TrimtabError("lm-eval is not installed", seen=str(error), fix="pip install 'trimtab[utility]'") from error
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError("no folder with task definitions there", seen=folder, fix="lm_eval:TASK=FOLDER")
+    manager = TaskManager(include_path=folder) if folder else None
     model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size, device=str(loaded.device))
     try:
         found: Any = lm_eval.simple_evaluate(
