@@ -186,7 +186,7 @@ def perplexity_task(windows: PromptSet) -> Task:
         solver=[read_text()],
         scorer=mean_likelihood(),
         metadata=axis_metadata(
-            "perplexity", f"Loss per token, nats ({plain_name(windows)})", "perplexity", windows, LIKELIHOOD
+            "perplexity", f"Perplexity ({windows.name.partition('/')[0]})", "perplexity", windows, LIKELIHOOD
         ),
     )
 

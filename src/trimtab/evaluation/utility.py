@@ -25,7 +25,7 @@ from trimtab.evaluation.axis_settings import ROUGES
 from trimtab.evaluation.datasets import Prompt, PromptSet, load_questions
 from trimtab.evaluation.metrics import RATES, mean_value
 from trimtab.evaluation.provider import TrimtabAPI
-from trimtab.evaluation.tasks import axis_metadata, samples, score_of
+from trimtab.evaluation.tasks import axis_metadata, plain_name, samples, score_of
 from trimtab.evaluation.verdicts import Outcome, correctness
 from trimtab.models import LoadedModel
 
@@ -61,7 +61,7 @@ def rouge_task(questions: PromptSet, max_new_tokens: int, which: str = "rougeL")
         solver=[generate()],
         scorer=rouge(which),
         config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
-        metadata=axis_metadata(name, f"{which} F1 ({questions.name})", "rouge", questions, f"{ROUGE}/{which}"),
+        metadata=axis_metadata(name, f"{which} F1 ({plain_name(questions)})", "rouge", questions, f"{ROUGE}/{which}"),
     )
 
 
@@ -77,7 +77,7 @@ def choice_task(questions: PromptSet) -> Task:
         dataset=samples(lettered),
         solver=[read_choices()],
         scorer=likeliest(),
-        metadata=axis_metadata(name, f"Finds the right option ({questions.name})", "choice", lettered, CHOICE),
+        metadata=axis_metadata(name, f"Finds the right option ({plain_name(questions)})", "choice", lettered, CHOICE),
     )
 
 
