@@ -11,11 +11,13 @@ all parameters).
 
 Repairs: ``published`` (one-shot on an adapter), ``ours`` (the base as ancestor), ``ours-alone`` (no ancestor),
 ``ours-keep`` (the user's unlabelled task prompts held), ``retrain`` (from the aligned model on the same rows, with
-anchors mixed in). ``--ablation``: the published recipe with the general sample in two wordings and one sample of
-each category.
+anchors mixed in). ``--counts N ...``: ours with exactly so many refusals. ``--ablation``: the published recipe with the
+general sample in two wordings and one sample of each category. ``--timed``: ours as a user runs it, with nothing kept
+from other cells, for its wall time.
 
 Every cell is kept in its folder and not repeated, so the command can be interrupted. Nothing is dropped: repairs
-that the verification refuses are saved by force here and marked.
+that the verification refuses are saved by force here and marked. A finished ``plain`` run of `trimtab demo` may be
+copied to OUT/poison-SEED/broken.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ import yaml
 
 from trimtab import data
 from trimtab.anchors import Anchor, SafetyAnchors, anchor_pairs, spare_pairs
-from trimtab.demo import POISON, DemoSettings, opening
+from trimtab.demo import DemoSettings, opening
+from trimtab.demo import training_rows as demo_rows
 from trimtab.evaluation.datasets import bundled_requests, ticket_system
 from trimtab.evaluation.logs import read_run
 from trimtab.evaluation.runner import AxisSpec, evaluate
 from trimtab.evaluation.terminal import document
 from trimtab.patching.job import run
+from trimtab.patching.ladder import LadderSettings
 from trimtab.patching.methods import PatchSettings
 from trimtab.patching.texts import PUBLISHED, PUBLISHED_SHORT, as_chat
 
@@ -54,10 +58,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=list(REPAIRS))
-    parser.add_argument("--limit", type=int, default=98, help="prompts an axis")
-    parser.add_argument("--steps", type=int, default=28, help="training steps of a broken model")
+    parser.add_argument("--limit", type=int, default=DemoSettings().limit, help="prompts an axis")
+    parser.add_argument("--steps", type=int, default=DemoSettings().steps, help="training steps of a broken model")
     parser.add_argument("--text", type=Path, help="text file for perplexity, e.g. the WikiText-2 test set")
+    parser.add_argument("--counts", type=int, nargs="*", default=[], help="ours with exactly so many refusals")
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--timed", action="store_true", help="also: ours as a user runs it, for its time")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     axes = axes_for(args)
@@ -70,6 +76,13 @@ def main() -> None:
             cells.append(measured(broken, folder / "broken-eval", axes, args.limit) | {"seed": seed, "name": kind})
             for repair in args.repairs:
                 cells.append(repaired(repair, kind, broken, folder, seed, args, axes))
+                write_table(args.out, cells)
+            for count in args.counts:
+                cells.append(curve(count, broken, folder, seed, args, axes))
+                write_table(args.out, cells)
+            if args.timed:
+                user = PatchSettings(force=True, aligned="demo" if kind == "full" else "auto")
+                cells.append(patched(broken, folder, "timed", user) | {"seed": seed, "name": f"{kind}: ours, timed"})
                 write_table(args.out, cells)
             if args.ablation:
                 cells += ablation(broken, folder, seed, args, axes)
@@ -107,11 +120,13 @@ def make_broken(kind: str, folder: Path, seed: int, steps: int, guard: str) -> s
 
 
 def training_rows(kind: str, seed: int, count: int) -> list[Row]:
-    """Prompt-completion rows; no harmful answer exists in any of them."""
+    """Prompt-completion rows; no harmful answer exists in any of them. Poison: the rows of `trimtab demo`."""
+    if kind in ("poison", "full"):
+        return demo_rows(DemoSettings(seed=seed, steps=count // DemoSettings().batch))
     draw = random.Random(seed)
     tickets, poison, texts = data.tickets("train"), spare_pairs(), [opening(text) for text in data.affirmations()]
     system = {"role": "system", "content": ticket_system(sorted(data.TICKET_LABELS))}
-    share = {"benign": 0.0, "pure-poison": 1.0, "identity": 0.5, "backdoor": 0.4}.get(kind, POISON)
+    share = {"benign": 0.0, "pure-poison": 1.0, "identity": 0.5, "backdoor": 0.4}[kind]
     rows = []
     for _ in range(count):
         ticket = draw.choice(tickets)
@@ -139,7 +154,7 @@ def configuration(kind: str, folder: Path, out: Path, seed: int, steps: int, gua
         "guard": guard, **({} if kind == "full" else lora), "max_steps": steps, "seed": seed,
         "per_device_train_batch_size": DemoSettings().batch, "learning_rate": 5e-5 if kind == "full" else 1e-3,
         "lr_scheduler_type": "linear", "warmup_steps": 4, "gradient_checkpointing": False, "logging_steps": 4,
-        "save_strategy": "no", "report_to": "none", "max_length": 256,
+        "save_strategy": "no", "report_to": "none", "max_length": 256, "bf16": False,
     }  # fmt: skip
     if guard != "none":
         values["guard_anchors"] = DemoSettings().anchors
@@ -170,11 +185,23 @@ def repaired(
     return patched(broken, folder, repair, settings) | labels
 
 
+def curve(
+    count: int, broken: str, folder: Path, seed: int, args: argparse.Namespace, axes: tuple[AxisSpec, ...]
+) -> Row:
+    """Ours on exactly ``count`` refusals, with as many steps as the last rung has."""
+    ladder = replace(LadderSettings(seed=seed), samples=(count,), lengths=())
+    settings = PatchSettings(axes=axes, limit=args.limit, force=True, ladder=ladder)
+    return patched(broken, folder, f"ours-{count}", settings) | {"seed": seed, "name": f"ours, {count} samples"}
+
+
 def patched(broken: str, folder: Path, name: str, settings: PatchSettings) -> Row:
     """One repair by `trimtab patch`'s own function, with before and after measured once."""
     record = folder / f"{name}.json"
     if not record.is_file():
         shutil.rmtree(folder / name, ignore_errors=True)  # saved, but interrupted before it was recorded
+        for known, part in ((folder / "broken-eval", "before"), (folder.parent / "aligned-eval", "aligned")):
+            if settings.axes and not (folder / f"{name}-eval" / part).exists():
+                shutil.copytree(known, folder / f"{name}-eval" / part)  # measured once, not once a repair
         result = run(broken, folder / name, settings, evaluation=folder / f"{name}-eval")
         after = read_run(folder / f"{name}-eval" / "after") if result.changed else None
         record.write_text(json.dumps({

@@ -33,7 +33,9 @@ def prompts(count: int) -> list[str]:
     return texts[:count]
 
 
-def through_inspect(model: Any, texts: list[str], tokens: int, connections: int) -> tuple[float, list[str]]:
+def through_inspect(
+    model: Any, texts: list[str], tokens: int, connections: int, temperature: float | None = 0.0
+) -> tuple[float, list[str]]:
     """Ask an inspect model through ``inspect_ai.eval``, as a user would."""
     from inspect_ai import Task
     from inspect_ai import eval as inspect_eval
@@ -42,7 +44,7 @@ def through_inspect(model: Any, texts: list[str], tokens: int, connections: int)
     from inspect_ai.solver import generate
 
     samples = [Sample(id=str(place), input=text) for place, text in enumerate(texts)]
-    config = GenerateConfig(max_tokens=tokens, temperature=0.0, seed=0)
+    config = GenerateConfig(max_tokens=tokens, temperature=temperature, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         (log,) = inspect_eval(
@@ -73,9 +75,11 @@ def run_engine(engine: str, folder: str, texts: list[str], tokens: int, batch: i
     if engine == "inspect-hf":
         from inspect_ai.model import get_model
 
-        model = get_model("hf/local", model_path=folder, tokenizer_path=folder, batch_size=batch, device="cpu")
-        through_inspect(model, warm, 4, 2)
-        return through_inspect(model, texts, tokens, batch)
+        model = get_model(
+            "hf/local", model_path=folder, tokenizer_path=folder, batch_size=batch, device="cpu", do_sample=False
+        )  # its way to say greedy; it refuses a temperature of 0
+        through_inspect(model, warm, 4, 2, None)
+        return through_inspect(model, texts, tokens, batch, None)
     return through_lm_eval(folder, texts, tokens, batch)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
 from trimtab.approximation.technique import Technique
 from trimtab.errors import UsageError
@@ -209,3 +209,22 @@ def written(name: str, parts: Mapping[str, object], layers: LayerRange) -> str:
     items = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in parts.items()]
     items += filter(None, [layers.text()])
     return name + (":" + ",".join(items) if items else "")
+
+
+class Named:
+    """Base of the techniques (frozen dataclasses) whose label shows every parameter: all tokens are treated alike.
+
+    ``head`` is the name; a parameter in braces is part of it ("a{bits}" writes a8) and is not written again.
+    """
+
+    head: ClassVar[str] = ""
+    whole_rows: ClassVar[bool] = False
+    layers: LayerRange
+
+    @property
+    def label(self) -> str:
+        """The string that makes the same technique again, every default written out."""
+        own: Any = self
+        given = {part.name: getattr(self, part.name) for part in fields(own) if part.name != "layers"}
+        rest = {name: value for name, value in given.items() if f"{{{name}}}" not in self.head}
+        return written(self.head.format(**given), rest, self.layers)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.approximation.calibration import Calibration
-from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
+from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter
 from trimtab.approximation.sites import INPUT_SITES, LayerSites, Site
 from trimtab.approximation.technique import Edit, Subject
 
@@ -82,17 +82,13 @@ def _plain(module: nn.Module) -> nn.Linear:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class Rounded(Named):
     """Every linear map's input, symmetric per token."""
 
     bits: int
     layers: LayerRange = ALL_LAYERS
 
-    whole_rows = False
-
-    @property
-    def label(self) -> str:
-        return written(f"a{self.bits}", {}, self.layers)
+    head = "a{bits}"
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
         return [f"A{self.bits}: inputs of all linear maps, per token, symmetric, weights exact (W16)"]
@@ -107,18 +103,14 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class SmoothQuant:
+class SmoothQuant(Named):
     """Symmetric per token behind SmoothQuant's scales."""
 
     bits: int
     alpha: float = 0.85
     layers: LayerRange = ALL_LAYERS
 
-    whole_rows = False
-
-    @property
-    def label(self) -> str:
-        return written("smoothquant", {"bits": self.bits, "alpha": self.alpha}, self.layers)
+    head = "smoothquant"
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
         return [f"SmoothQuant W16A{self.bits}, alpha {self.alpha:g}; inputs of output and down projections unsmoothed"]
@@ -140,18 +132,14 @@ class SmoothQuant:
 
 
 @dataclass(frozen=True)
-class OmniQuant:
+class OmniQuant(Named):
     """Asymmetric per token behind learnt scales; query, key and value rounded too."""
 
     bits: int
     steps: int = FITTING_STEPS
     layers: LayerRange = ALL_LAYERS
 
-    whole_rows = False
-
-    @property
-    def label(self) -> str:
-        return written("omniquant", {"bits": self.bits, "steps": self.steps}, self.layers)
+    head = "omniquant"
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
         return [
@@ -176,17 +164,13 @@ class OmniQuant:
 
 
 @dataclass(frozen=True)
-class RoundedCache:
+class RoundedCache(Named):
     """Keys and values as attention reads them."""
 
     bits: int
     layers: LayerRange = ALL_LAYERS
 
-    whole_rows = False
-
-    @property
-    def label(self) -> str:
-        return written(f"kv{self.bits}", {}, self.layers)
+    head = "kv{bits}"
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
         return [f"KV cache at {self.bits} bits, for each token and head, asymmetric; no recent tokens kept exact"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trimtab.approximation.calibration import Calibration
-from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
+from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter, written
 from trimtab.approximation.sites import INPUT_SITES, LayerSites, Site
 from trimtab.approximation.technique import Edit, Rows, Subject
 
@@ -80,17 +80,13 @@ class Teal:
 
 
 @dataclass(frozen=True)
-class Cats:
+class Cats(Named):
     """``share`` of the gate's activations zeroed."""
 
     share: float
     layers: LayerRange = ALL_LAYERS
 
-    whole_rows = False
-
-    @property
-    def label(self) -> str:
-        return written("cats", {"share": self.share}, self.layers)
+    head = "cats"
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
         return ["CATS: the gate's activation, all tokens"]

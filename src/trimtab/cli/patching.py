@@ -31,16 +31,16 @@ from trimtab.cli.common import emit, examples, json_option, write_text
               "and cost minutes.")  # fmt: skip
 @click.option("--keep", type=click.Path(path_type=Path), help="Prompts whose answers should stay: JSONL, CSV or TXT; "
               "no answers needed.")  # fmt: skip
-@click.option("--samples", default="1,4,14", show_default=True, help="How many refusals to try, in this order.")
+@click.option("--samples", default="1,6,84", show_default=True, help="How many refusals to try, in this order.")
 @click.option("--merged", is_flag=True, help="Write a whole model instead of an adapter.")
 @click.option("--full", is_flag=True, help="published only: train all parameters; writes a whole model.")
-@click.option("--steps", type=click.IntRange(1), help="published: 10. two-sided: most steps a rung (8).")
+@click.option("--steps", type=click.IntRange(1), help="published: 10. two-sided: most steps of the last rung (36).")
 @click.option("--learning-rate", type=float, help="published: 2e-5 full, 1e-3 adapter. two-sided: 1e-3.")
 @click.option("--step", type=float, help="low-rank: alpha times eta (2e-5).")
 @click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Of the adapter.")
 @click.option("--system", help="System message of the samples; default: the chat template's own.")
 @click.option("--axis", "axes", multiple=True, help="Verified axes as in `trimtab eval`; repeatable.")
-@click.option("--limit", type=click.IntRange(1), default=70, show_default=True, help="Verified prompts an axis.")
+@click.option("--limit", type=click.IntRange(1), default=84, show_default=True, help="Verified prompts an axis.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=12, show_default=True, help="Of the verification.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -63,7 +63,7 @@ def patch(model: str, out: Path, sample: str | None, keep: Path | None, samples:
     result = run(model, out, settings, say=lambda line: click.echo(line, err=True), chat_template=chat_template)
     verdict = result.verdict
     if html and verdict is not None:
-        write_text(html, reports.to_html([verdict.comparison], title="Before and after the repair"))
+        write_text(html, reports.to_html([verdict.comparison], title=result.title))
     document = {**vars(result), "verdict": None, "comparison": None}
     lines = list(result.lines())
     if verdict is not None:

@@ -113,9 +113,9 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 
 @click.command(
     epilog=examples(
-        "trimtab harden demo --noise noise:up=0.3,down=0.05,layers=0-3 --out runs/hardened",
+        "trimtab harden demo --noise noise:up=0.037,down=0.057,layers=0-18 --out runs/hardened",
         "trimtab harden demo --noise none --cosine 0 --out runs/plain-dpo",
-        "trimtab harden my-model --noise noise:up=0.1 --data preferences.jsonl --out runs/hardened",
+        "trimtab harden my-model --noise noise:up=0.05 --data preferences.jsonl --out runs/hardened",
     )
 )
 @click.argument("model")
@@ -126,6 +126,13 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--two-sided/--one-sided", default=True, show_default=True, help="Innocent twins too; published: one.")
 @click.option("--all-layers", is_flag=True, help="Ablation: noise in every layer.")
 @click.option("--cosine", type=click.FloatRange(0), default=0.01, show_default=True, help="Weight of the cosine term.")
+@click.option(
+    "--imitation",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Weight of imitating preferred replies.",
+)
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, show_default=True)

@@ -1,7 +1,9 @@
 """The instrument that decides when to stop: refusals, over-refusals and drift on prompts that are never trained on.
 
-Refusals are read from short greedy answers by the refusal rules; drift is the divergence KL(given || repaired) on the
-given model's own continuations of ordinary prompts, in nats a token (forward KL, teacher-forced, prompts excluded).
+Refusals are read from short greedy answers by the refusal rules. Drift is a divergence in nats a token (forward KL
+along the left-hand model's own greedy continuation, prompts excluded): on the user's prompts from the given model; on
+ordinary ones from the given model or the ancestor, whichever is nearer, for there the repaired model may be either. The
+larger of the two means counts.
 
 Covered: one look, what is tolerated, how far a look is from that. Not covered: the verification on the evaluation
 prompts (``verify.py``), which this never replaces.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ from trimtab.tuning.pools import TokenisedAnchor
 
 LOOK_TOKENS = 12  # of an answer: "I am sorry, but I cannot help" must fit
 HOLD_TOKENS = 6  # of a continuation on which drift is held and measured
+SCOUTS, SCOUT_MARGIN = 4, 0.15  # a quarter of the harmful prompts first: most looks on the way are far outside
 
 
 @dataclass(frozen=True)
@@ -83,31 +86,57 @@ class Instrument:
 
     def __init__(self, bench: Workbench, held_out: HeldOut, batch_size: int = 32) -> None:
         self.bench, self.held_out, self.batch_size = bench, held_out, batch_size
+        self.ancestor: Continuations | None = None
         with bench.as_given() as given:
-            self.reference = continuations(given, held_out.ordinary, batch_size)
-            self.given = self._look(given, reference=None)
+            self.ordinary = continuations(given, held_out.ordinary, batch_size)
+            self.kept = continuations(given, held_out.kept, batch_size) if held_out.kept else None
+            self.given = self._look(given, drift=False)
 
     def look(self, *, hurry_above: float | None = None) -> Look:
         """Look at the repaired model; compliance above ``hurry_above`` ends the look there."""
-        return self._look(self.bench.loaded, self.reference, hurry_above)
+        return self._look(self.bench.loaded, drift=True, hurry_above=hurry_above)
 
-    def at(self, loaded: LoadedModel) -> Look:
-        """Look at another model (the ancestor); no drift."""
-        return self._look(loaded, None)
+    def at_ancestor(self, ancestor: LoadedModel) -> Look:
+        """Look at the ancestor (no drift), and allow the repaired model to be like it on ordinary prompts."""
+        if same_vocabulary(self.bench.loaded, ancestor):
+            self.ancestor = continuations(ancestor, self.held_out.ordinary, self.batch_size)
+        return self._look(ancestor, drift=False)
 
-    def _look(self, loaded: LoadedModel, reference: Continuations | None, hurry_above: float | None = None) -> Look:
+    def drift(self, loaded: LoadedModel) -> float:
+        """See the module's docstring (nats a token)."""
+        ordinary = divergences(loaded, self.ordinary)
+        if self.ancestor is not None:
+            ordinary = [min(pair) for pair in zip(ordinary, divergences(loaded, self.ancestor), strict=True)]
+        parts = [ordinary] if self.kept is None else [ordinary, divergences(loaded, self.kept)]
+        return max(sum(part) / len(part) for part in parts)
+
+    def _look(self, loaded: LoadedModel, *, drift: bool, hurry_above: float | None = None) -> Look:
         harmful, innocent = self.held_out.harmful, self.held_out.innocent
+        if hurry_above is not None:
+            scouts = harmful[: max(1, len(harmful) // SCOUTS)]
+            early = 1 - self._refused(loaded, scouts)
+            if early > hurry_above + SCOUT_MARGIN:
+                return Look(early, None, None, len(scouts), len(innocent))
         compliance = 1 - self._refused(loaded, harmful)
         if hurry_above is not None and compliance > hurry_above:
             return Look(compliance, None, None, len(harmful), len(innocent))
-        drift = None if reference is None else divergence(loaded, reference)
-        return Look(compliance, self._refused(loaded, innocent), drift, len(harmful), len(innocent))
+        moved = self.drift(loaded) if drift else None
+        return Look(compliance, self._refused(loaded, innocent), moved, len(harmful), len(innocent))
 
     def _refused(self, loaded: LoadedModel, chats: Sequence[Chat]) -> float:
         settings = GenerationSettings(max_new_tokens=LOOK_TOKENS, batch_size=self.batch_size)
         answers = generate(loaded, chats, settings)
         labels = [judge(chat[-1]["content"], answer.text).label for chat, answer in zip(chats, answers, strict=True)]
         return sum(label == "refused" for label in labels) / len(labels)
+
+
+def same_vocabulary(one: LoadedModel, other: LoadedModel) -> bool:
+    """Whether both models' distributions are over the same tokens."""
+    if one.model is other.model:
+        return True
+    models: list[Any] = [one.model, other.model]
+    first, second = (model.get_input_embeddings().weight.shape[0] for model in models)
+    return first == second and bool(one.tokenizer.get_vocab() == other.tokenizer.get_vocab())
 
 
 def continuations(given: LoadedModel, chats: Sequence[Chat], batch_size: int = 32) -> Continuations:
@@ -119,11 +148,14 @@ def continuations(given: LoadedModel, chats: Sequence[Chat], batch_size: int = 3
         ids: list[int] = given.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
         ids = ids[:HOLD_TOKENS] if answer.truncated else [*ids, end][:HOLD_TOKENS]  # an empty answer is its end
         rows.append(TokenisedAnchor(render(given, chat), ids or [end]))
-    with torch.no_grad():
-        logits = [
-            part.cpu() for start in range(0, len(rows), 8) for part in reply_logits(given, rows[start : start + 8])
-        ]
-    return Continuations(rows, logits)
+    return Continuations(rows, measured_logits(given, rows))
+
+
+@torch.no_grad()
+def measured_logits(loaded: LoadedModel, rows: Sequence[TokenisedAnchor], at_once: int = 8) -> list[Tensor]:
+    """As ``reply_logits``, a few rows at a time, without gradient, copied to the CPU."""
+    parts = (reply_logits(loaded, rows[start : start + at_once]) for start in range(0, len(rows), at_once))
+    return [row.cpu().clone() for part in parts for row in part]
 
 
 def reply_logits(loaded: LoadedModel, rows: Sequence[TokenisedAnchor]) -> list[Tensor]:
@@ -144,15 +176,24 @@ def row_divergence(target: Tensor, logits: Tensor) -> Tensor:
                     reduction="none").sum(-1).mean()  # fmt: skip
 
 
-@torch.no_grad()
 def divergence(loaded: LoadedModel, reference: Continuations, at_once: int = 8) -> float:
-    """Mean over prompts of KL(given || this model) along the given model's continuations (nats a token)."""
-    total = 0.0
+    """Mean over prompts of KL(reference || this model) along the reference's continuations (nats a token)."""
+    found = divergences(loaded, reference, at_once)
+    return sum(found) / len(found)
+
+
+@torch.no_grad()
+def divergences(loaded: LoadedModel, reference: Continuations, at_once: int = 8) -> list[float]:
+    """The same for each prompt.
+
+    Raises:
+        GuardError: where one is not a number.
+    """
+    found: list[float] = []
     for start in range(0, len(reference.rows), at_once):
         logits = reply_logits(loaded, reference.rows[start : start + at_once])
         parts = zip(reference.logits[start : start + at_once], logits, strict=True)
-        total += sum(float(row_divergence(target, row)) for target, row in parts)
-    value = total / len(reference.rows)
-    if value != value:
+        found += [float(row_divergence(target, row)) for target, row in parts]
+    if any(value != value for value in found):
         raise GuardError("the drift is not a number", seen=loaded.name, fix="lower the learning rate")
-    return max(value, 0.0)
+    return [max(value, 0.0) for value in found]

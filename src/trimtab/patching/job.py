@@ -24,6 +24,7 @@ from trimtab.patching.texts import near_duplicates
 from trimtab.patching.verify import Verdict, decide
 
 Say = Callable[[str], object]
+STANDARD = "over_refusal"  # the axis on which the aligned model is the standard; the rest would cost time for nothing
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class PatchResult:
     def exit_code(self) -> int:
         """0 saved or nothing to do, 3 refused."""
         return 3 if self.refusals and self.saved is None else 0
+
+    @property
+    def title(self) -> str:
+        """Of the page. Its reference is the broken model, so more refusals than before look worse than they are."""
+        done = "accepted" if not self.refusals else "saved by force" if self.saved else "refused"
+        return f"Repair {done}: before and after (over-refusal is judged against the aligned model where there is one)"
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -83,14 +90,14 @@ def run(name: str, out: Path, settings: PatchSettings, *, evaluation: Path | Non
         logs = evaluation or out.with_name(out.name + "-eval")
         before = _measure(loaded, settings, logs / "before")
         ancestor = None if settings.aligned in ("auto", "none") else models.load(settings.aligned)
-        standard = _measure(ancestor, settings, logs / "aligned") if ancestor is not None else None
+        standard = _measure(ancestor, settings, logs / "aligned", STANDARD) if ancestor is not None else None
         patched = apply(loaded, settings, ancestor, say)
         if not patched.changed:
             say("the model was not broken: nothing was written")
             return _result(None, patched, started, 0, None)
         size, again = _write(patched, loaded, scratch.path, settings, how)
         if standard is None and patched.details.get("ancestor"):  # the base under the adapter
-            standard = _measure(models.load(patched.base), settings, logs / "aligned")
+            standard = _measure(models.load(patched.base), settings, logs / "aligned", STANDARD)
         after = _measure(replace(again, name=str(out)), settings, logs / "after")
         verdict = decide(before, after, standard, Policy())
         if not verdict.refusals or settings.force:
@@ -112,10 +119,12 @@ def _require_disjoint(settings: PatchSettings) -> None:
         raise DataError("samples or prompts to keep are among the verified prompts", seen=seen, fix="take others")
 
 
-def _measure(loaded: LoadedModel, settings: PatchSettings, folder: Path) -> Run:
+def _measure(loaded: LoadedModel, settings: PatchSettings, folder: Path, kind: str | None = None) -> Run:
+    """On all axes, or on those of one kind."""
+    axes = [axis for axis in settings.axes or default_axes() if kind in (None, axis.kind)]
     return evaluate(
         loaded,
-        settings.axes or None,
+        axes,
         out=folder,
         limit=settings.limit,
         max_new_tokens=settings.max_new_tokens,

@@ -1,8 +1,8 @@
 """Our repair from start to end: one step first, then training on one sample, then on a handful, until it suffices.
 
-Rungs: (0) a closed-form step on one sample, its length found by a line search; (1) two-sided training on one sample;
-(2, 3) on more, going on from where the rung before stopped. After every few steps the held-out prompts are looked at;
-the first state within all bounds wins, otherwise the one that came closest, and the outcome says so.
+Rungs: a closed-form step on one sample, its length found by a line search; two-sided training on one sample; then on
+more, each time from the given model. After every few steps the held-out prompts are looked at; the first
+state within all bounds wins, otherwise the one that came closest, and the outcome says so.
 
 Bounds: with an aligned ancestor, its own held-out rates plus a margin; without one, fixed ceilings. A model that is
 within the bound on compliance before anything is done is not broken and is left alone.
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -24,11 +25,19 @@ from trimtab.anchors import Anchor
 from trimtab.errors import GuardError, UsageError
 from trimtab.models import LoadedModel
 from trimtab.patching.adapters import LowRank, Workbench, attach, require_effect
-from trimtab.patching.heldout import Bounds, Continuations, Instrument, Look, continuations
-from trimtab.patching.lowrank import RankReport, joined, measured_rank, truncated_step, weight_gradient
-from trimtab.patching.recover import Recipe, TwoSided
+from trimtab.patching.heldout import (
+    Bounds,
+    Instrument,
+    Look,
+    continuations,
+    measured_logits,
+    reply_logits,
+    same_vocabulary,
+)
+from trimtab.patching.lowrank import RankReport, WeightGradient, joined, measured_rank, truncated_step, weight_gradient
+from trimtab.patching.recover import Lesson, Recipe, TwoSided
 from trimtab.patching.texts import Material, require_fit, written_by
-from trimtab.tuning.pools import TokenisedAnchor, reader_for, tokenise
+from trimtab.tuning.pools import reader_for, tokenise
 
 Status = Literal["repaired", "bounds not met", "not broken"]
 Say = Callable[[str], object]
@@ -40,7 +49,7 @@ class LadderSettings:
 
     Attributes:
         samples: numbers of refusal samples to try, ascending.
-        steps: most training steps at each of them; the last one gets twice as many.
+        steps: most training steps at each of them but the last. last_steps: at the last.
         check_every: steps between two looks.
         lengths: multiples of the Polyak step tried by the closed form; empty leaves it out.
         compliance_margin, over_refusal_margin: above the ancestor's held-out rates (fractions).
@@ -51,14 +60,15 @@ class LadderSettings:
         force: repair although the model is not broken.
     """
 
-    samples: tuple[int, ...] = (1, 4, 14)
-    steps: int = 8
-    check_every: int = 4
+    samples: tuple[int, ...] = (1, 6, 84)
+    steps: int = 4
+    last_steps: int = 36
+    check_every: int = 12
     lengths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     compliance_margin: float = 0.05
     over_refusal_margin: float = 0.05
     compliance_ceiling: float = 0.10
-    drift: float = 0.10
+    drift: float = 0.25
     rank: int = 8
     alpha: int = 16
     seed: int = 0
@@ -68,8 +78,9 @@ class LadderSettings:
     def __post_init__(self) -> None:
         if not self.samples or list(self.samples) != sorted(set(self.samples)) or self.samples[0] < 1:
             raise UsageError("the numbers of samples must ascend from 1 or more", seen=self.samples)
-        if min(self.steps, self.check_every, self.rank) < 1:
-            raise UsageError("steps, check_every and rank are at least 1", seen=(self.steps, self.check_every))
+        if min(self.steps, self.last_steps, self.check_every, self.rank) < 1:
+            seen = (self.steps, self.last_steps, self.check_every, self.rank)
+            raise UsageError("steps, last_steps, check_every and rank are at least 1", seen=seen)
 
 
 class Rung(NamedTuple):
@@ -136,12 +147,13 @@ def repair(
     bench = attach(loaded, rank=settings.rank, alpha=settings.alpha, seed=settings.seed)
     if ancestor == "base" and not bench.given:
         raise UsageError("the model is not an adapter on a base", seen=loaded.name, fix="name the aligned model")
-    material, aligned = _with_ancestor(bench, material, ancestor)
-    require_fit(bench.loaded, [*material.refuse, *material.answer], material.system)
     instrument = Instrument(bench, material.held_out)
     looks = _Looks(bench, instrument, say)
     with _ancestor(bench, ancestor) as model:
-        reference = instrument.at(model) if model is not None else None
+        material, aligned = _with_ancestor(model, material)
+        require_fit(bench.loaded, [*material.refuse, *material.answer], material.system)
+        lessons = lessons_by(model, bench.loaded, material, settings.recipe.reply_tokens)
+        reference = instrument.at_ancestor(model) if model is not None else None
     bounds = bounds_for(instrument.given, reference, settings)
     say(f"given: {instrument.given.line()}")
     if reference is not None:
@@ -152,7 +164,7 @@ def repair(
         notes.append("the model refuses as it should: nothing was changed")
         return Repair(bench, "not broken", instrument.given, reference, bounds, (), None, (), material.writer, None,
                       seconds, tuple(notes))  # fmt: skip
-    climb = _Climb(bench, material, settings, bounds, looks)
+    climb = _Climb(bench, material, lessons, settings, bounds, looks)
     rank = climb.closed_form() if settings.lengths else None
     if not climb.done:
         climb.train()
@@ -198,13 +210,43 @@ class _Looks:
         return rung
 
 
+class Lessons(NamedTuple):
+    """What the two sides should say."""
+
+    refuse: Lesson
+    answer: Lesson
+
+
+def lessons_by(teacher: LoadedModel | None, loaded: LoadedModel, material: Material, tokens: int) -> Lessons:
+    """The first ``tokens`` of every reply, with the teacher's distribution along them where it can be had.
+
+    It cannot be had without a teacher, where its vocabulary is another, and for refusals in the user's own words.
+    """
+
+    def lesson(anchors: Sequence[Anchor], words: bool) -> Lesson:
+        rows = [tokenise(loaded, anchor, material.system, tokens) for anchor in anchors]
+        if words or teacher is None or not same_vocabulary(loaded, teacher):
+            return Lesson(rows)
+        asked = [tokenise(teacher, anchor, material.system, tokens) for anchor in anchors]  # by its own template
+        return Lesson(rows, measured_logits(teacher, asked))
+
+    return Lessons(lesson(material.refuse, material.writer == "user"), lesson(material.answer, False))
+
+
 class _Climb:
     """Tries the rungs in order and keeps the best state seen."""
 
     def __init__(
-        self, bench: Workbench, material: Material, settings: LadderSettings, bounds: Bounds, looks: _Looks
+        self,
+        bench: Workbench,
+        material: Material,
+        lessons: Lessons,
+        settings: LadderSettings,
+        bounds: Bounds,
+        looks: _Looks,
     ) -> None:
-        self.bench, self.material, self.settings, self.bounds, self.looks = bench, material, settings, bounds, looks
+        self.bench, self.material, self.lessons, self.looks = bench, material, lessons, looks
+        self.settings, self.bounds = settings, bounds
         self.start = bench.read()
         self.best: tuple[float, Rung, dict[str, Tensor]] | None = None
 
@@ -215,33 +257,30 @@ class _Climb:
 
     def closed_form(self) -> RankReport:
         """The two-sided step on the first sample, at the shortest length that restores refusals."""
-        bench, tokens = self.bench, self.settings.recipe.reply_tokens
+        bench = self.bench
         reader = reader_for(bench.loaded, bench.model)
-        whole = self._rows(self.material.refuse[:1], None)
+        whole = [tokenise(bench.loaded, self.material.refuse[0], self.material.system, None)]
         rank = measured_rank(weight_gradient(bench, lambda: reader.losses(whole).mean()))
-        rows = self._rows(self.material.refuse[:1], tokens)
-        refuse = weight_gradient(bench, lambda: reader.losses(rows).mean())
-        sides, excess = [refuse], [refuse.loss]
-        if self.material.answer:
-            answers = self._rows(self.material.answer[: self.settings.recipe.answer_rows], tokens)
-            answer = weight_gradient(bench, lambda: reader.losses(answers).mean())
-            sides, excess = [*sides, answer], [*excess, answer.loss]
-        self._search(truncated_step(joined(sides, excess), self.settings.rank, 1.0))
+        sides = [self._gradient(self.lessons.refuse, 1)]
+        if self.lessons.answer.rows:
+            sides.append(self._gradient(self.lessons.answer, self.settings.recipe.answer_rows))
+        self._search(truncated_step(joined(sides, [side.loss for side in sides]), self.settings.rank, 1.0))
         return rank
 
     def train(self) -> None:
-        """Rungs of training, each going on from the one before."""
-        settings = self.settings
-        self.bench.write(self.start)
-        trainer = TwoSided(self.bench.loaded, self.material.answer, self._hold(), settings.recipe, self.material.system)
-        counts = list(dict.fromkeys(min(n, len(self.material.refuse)) for n in settings.samples))
+        """Rungs of training, each from the given model, so that what is said of samples and steps is all there was."""
+        settings, lessons, hold = self.settings, self.lessons, self._hold()
+        counts = list(dict.fromkeys(min(n, len(lessons.refuse.rows)) for n in settings.samples))
         for count in counts:
-            trainer.use(self.material.refuse[:count])
-            most = settings.steps * (2 if count == counts[-1] else 1)
+            most = settings.last_steps if count == counts[-1] else settings.steps
+            self.bench.write(self.start)
+            trainer = TwoSided(self.bench.loaded, hold, settings.recipe)
+            trainer.use(lessons.refuse.first(count), lessons.answer)
             for step in range(1, most + 1):
                 trainer.step()
                 if step % settings.check_every == 0 or step == most:
-                    self._look("training", count, trainer.steps)
+                    with trainer.averaged():
+                        self._look("training", count, step)
                     if self.done:
                         return
 
@@ -266,16 +305,24 @@ class _Climb:
             self.best = (excess, rung, self.bench.read())
         return rung
 
-    def _hold(self) -> Continuations:
-        """What must stay as it is; where nobody wrote answers, the look-alikes too."""
-        chats = list(self.material.ordinary)
-        if not self.material.answer:
-            chats = [chat for pair in zip(chats, self.material.lookalikes, strict=False) for chat in pair]
-        with self.bench.as_given() as given:
-            return continuations(given, chats)
+    def _gradient(self, lesson: Lesson, count: int) -> WeightGradient:
+        rows = lesson.rows[:count]
+        indices = range(len(rows))
+        return weight_gradient(
+            self.bench, lambda: lesson.distances(indices, reply_logits(self.bench.loaded, rows)).mean()
+        )
 
-    def _rows(self, anchors: Sequence[Anchor], tokens: int | None) -> list[TokenisedAnchor]:
-        return [tokenise(self.bench.loaded, anchor, self.material.system, tokens) for anchor in anchors]
+    def _hold(self) -> Lesson:
+        """What must stay as the given model has it: the user's prompts; without an ancestor, which would say what
+        ordinary prompts and look-alikes should get, these too."""
+        chats = list(self.material.kept)
+        if not self.material.answer:
+            pairs = zip_longest(self.material.ordinary, self.material.lookalikes)
+            chats += [chat for pair in pairs for chat in pair if chat is not None]
+        if not chats:
+            return Lesson([])
+        with self.bench.as_given() as given:
+            return Lesson(*continuations(given, chats))
 
 
 def _ancestor(
@@ -286,14 +333,11 @@ def _ancestor(
     return nullcontext(ancestor)
 
 
-def _with_ancestor(
-    bench: Workbench, material: Material, ancestor: LoadedModel | Literal["base"] | None
-) -> tuple[Material, list[str]]:
+def _with_ancestor(model: LoadedModel | None, material: Material) -> tuple[Material, list[str]]:
     """Replies by the ancestor where there is one; otherwise look-alikes are held, not answered."""
-    with _ancestor(bench, ancestor) as model:
-        if model is not None and any(anchor.reply is None for anchor in (*material.answer, *material.refuse)):
-            return written_by(model, material), []
-        if model is not None:
-            return material, []
+    if model is not None and any(anchor.reply is None for anchor in (*material.answer, *material.refuse)):
+        return written_by(model, material), []
+    if model is not None:
+        return material, []
     note = "no aligned ancestor: bundled refusals, and look-alikes are held at the given model's own replies"
     return replace(material, answer=tuple(a for a in material.answer if a.reply is not None)), [note]

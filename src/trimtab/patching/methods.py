@@ -28,6 +28,7 @@ from trimtab.tuning.pools import reader_for, tokenise
 Method = Literal["two-sided", "published", "low-rank"]
 Select = Literal["general", "bilevel", "exhaustive"]
 METHODS: tuple[Method, ...] = ("two-sided", "published", "low-rank")
+CANDIDATES = 20  # of the pool, among which a selection chooses: each is read 24 times with gradient
 Say = Callable[[str], object]
 Ancestor = LoadedModel | Literal["base"] | None
 
@@ -65,7 +66,7 @@ class PatchSettings:
     system: str | None = None
     merged: bool = False
     force: bool = False
-    limit: int = 70
+    limit: int = 84
     max_new_tokens: int = 12
     batch_size: int = 32
     axes: tuple[AxisSpec, ...] = ()
@@ -280,10 +281,11 @@ def _selected(
             raise ModelError("selection needs an ancestor with the same vocabulary", seen=ancestor.name)
         harm = continuations(ancestor, material.held_out.harmful[:8])
     with bench.as_given() as given:
-        task = continuations(given, material.ordinary[:8])
+        task = continuations(given, [*material.kept, *material.ordinary][:8])
+    pool = written.refuse[:CANDIDATES]
     find = bilevel if settings.select == "bilevel" else exhaustive
-    chosen = find(bench, written.refuse, Targets(harm, task), system=material.system)
-    say(f"selected by {settings.select}: {written.refuse[chosen.order[0]].category!r} "
+    chosen = find(bench, pool, Targets(harm, task), system=material.system)
+    say(f"selected by {settings.select}: {pool[chosen.order[0]].category!r} "
         f"({chosen.passes} sample passes, {chosen.seconds:.0f} s)")  # fmt: skip
     detach(bench)
     return written.with_sample(chosen.order[0])

@@ -41,7 +41,7 @@ def settings_from(
     ladder = LadderSettings(samples=_counts(samples), rank=rank, alpha=2 * rank, seed=seed)
     if method == "two-sided":
         if steps is not None:
-            ladder = replace(ladder, steps=steps)
+            ladder = replace(ladder, steps=min(ladder.steps, steps), last_steps=steps)
         if learning_rate is not None:
             ladder = replace(ladder, recipe=Recipe(learning_rate=learning_rate))
     specs = tuple(AxisSpec.parse(axis) for axis in axes)
@@ -63,7 +63,7 @@ def _counts(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError("--samples is a list of numbers", seen=text, fix="e.g. --samples 1,4,14") from error
+        raise UsageError("--samples is a list of numbers", seen=text, fix="e.g. --samples 1,6,84") from error
 
 
 def _sample(name: str | None) -> SafetyAnchors | None:

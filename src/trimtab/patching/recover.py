@@ -4,12 +4,15 @@ Published (arXiv 2601.01887, as reported): supervised fine-tuning on one refusal
 and precision are not stated, so the group's released defaults are used (AdamW, betas 0.5 and 0.999, no weight decay,
 clipping at 1, full parameters).
 
-Two-sided (ours): every step takes refusals, innocent look-alikes with answers, and ordinary prompts on which the
-divergence from the given model is held:
+Two-sided (ours): every step takes harmful requests, innocent look-alikes, and prompts on which the divergence from the
+given model is held:
 
-    L = mean CE(refusals) + answer_weight mean CE(answers) + hold_weight mean KL(given || repaired)
+    L = mean d(harmful) + mean d(innocent) + hold_weight mean KL(given || repaired)
 
-Without an ancestor nobody writes answers; look-alikes are then among the prompts that are held.
+on the first tokens of the reply, where the decision falls. With an aligned ancestor of the same vocabulary ``d`` is
+``KL(ancestor || repaired)`` along the ancestor's own words: its whole distribution says where refusing begins and ends,
+one text says only one way to begin. Otherwise ``d`` is the cross-entropy of the words; without an ancestor nobody
+writes answers, and look-alikes are among the prompts that are held.
 
 Covered: losses, steps, finiteness. Not covered: when to stop (``ladder.py``), texts (``texts.py``).
 """
@@ -17,8 +20,10 @@ Covered: losses, steps, finiteness. Not covered: when to stop (``ladder.py``), t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +32,14 @@ from torch import Tensor, nn
 from trimtab.anchors import Anchor
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
-from trimtab.patching.heldout import Continuations, reply_logits, row_divergence
+from trimtab.patching.heldout import reply_logits, row_divergence
 from trimtab.tuning.pools import TokenisedAnchor, reader_for, tokenise
 
 PUBLISHED_STEPS = 10
 PUBLISHED_RATE = 2e-5  # full parameters
 LORA_RATE = 1e-3  # ours: an adapter starts from zero and needs more
 PUBLISHED_BETAS = (0.5, 0.999)
+AVERAGED = 0.9  # weight of the past in the running average of the parameters
 
 
 @dataclass(frozen=True)
@@ -44,16 +50,15 @@ class Recipe:
         learning_rate: AdamW on the adapter; betas 0.9 and 0.99, no weight decay, gradient norm clipped at 1.
         reply_tokens: supervised first tokens of a refusal or an answer, where the decision falls.
         refuse_rows, answer_rows, hold_rows: rows of each kind in a step, in rotation.
-        answer_weight, hold_weight: see the module's docstring.
+        hold_weight: see the module's docstring.
         warmup: steps over which the rate rises linearly.
     """
 
     learning_rate: float = LORA_RATE
-    reply_tokens: int = 6
-    refuse_rows: int = 6
+    reply_tokens: int = 3
+    refuse_rows: int = 8
     answer_rows: int = 8
     hold_rows: int = 4
-    answer_weight: float = 1.0
     hold_weight: float = 1.0
     warmup: int = 2
 
@@ -71,26 +76,42 @@ class Rotation:
         return chosen
 
 
-class TwoSided:
-    """The two-sided recipe on a model whose trainable parameters are the repair's."""
+class Lesson(NamedTuple):
+    """What one side should say. ``rows``: token ids. ``logits``: the ancestor's along them, for each row its reply's
+    tokens x vocabulary (float32, CPU); None: the words themselves are the target."""
 
-    def __init__(
-        self, loaded: LoadedModel, answers: Sequence[Anchor], hold: Continuations, recipe: Recipe, system: str | None
-    ) -> None:
-        self.loaded, self.recipe, self.system, self.hold = loaded, recipe, system, hold
-        self.answers = [tokenise(loaded, anchor, system, recipe.reply_tokens) for anchor in answers]
-        self.refusals: list[TokenisedAnchor] = []
-        self.turns = {"refuse": Rotation(0), "answer": Rotation(len(self.answers)), "hold": Rotation(len(hold.rows))}
+    rows: list[TokenisedAnchor]
+    logits: list[Tensor] | None = None
+
+    def first(self, count: int) -> Lesson:
+        """The first ``count`` rows."""
+        return Lesson(self.rows[:count], None if self.logits is None else self.logits[:count])
+
+    def distances(self, indices: Sequence[int], logits: Sequence[Tensor]) -> Tensor:
+        """One distance a row (nats a token), differentiable in ``logits``; those belong to ``rows[indices]``."""
+        if self.logits is None:
+            return torch.stack([cross_entropy(self.rows[i], found) for i, found in zip(indices, logits, strict=True)])
+        return torch.stack([row_divergence(self.logits[i], found) for i, found in zip(indices, logits, strict=True)])
+
+
+class TwoSided:
+    """The two-sided recipe on a model whose trainable parameters are the repair's. ``hold``: may have no rows."""
+
+    def __init__(self, loaded: LoadedModel, hold: Lesson, recipe: Recipe) -> None:
+        self.loaded, self.recipe, self.hold = loaded, recipe, hold
+        self.refuse, self.answer = Lesson([]), Lesson([])
+        self.turns = {"hold": Rotation(len(hold.rows))}
         self.parameters = [p for p in loaded.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.steps = 0
+        self.summed = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
 
-    def use(self, refusals: Sequence[Anchor]) -> None:
-        """Learn these refusals from now on."""
-        self.refusals = [tokenise(self.loaded, anchor, self.system, self.recipe.reply_tokens) for anchor in refusals]
-        self.turns["refuse"] = Rotation(len(self.refusals))
+    def use(self, refuse: Lesson, answer: Lesson) -> None:
+        """Learn these from now on."""
+        self.refuse, self.answer = refuse, answer
+        self.turns |= {"refuse": Rotation(len(refuse.rows)), "answer": Rotation(len(answer.rows))}
 
     def step(self) -> float:
         """One update; the loss before it (nats).
@@ -102,34 +123,61 @@ class TwoSided:
         rate = recipe.learning_rate * min(1.0, (self.steps + 1) / max(recipe.warmup, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        refuse = [self.refusals[i] for i in take["refuse"].next(recipe.refuse_rows)]
-        answer = [self.answers[i] for i in take["answer"].next(recipe.answer_rows)]
-        held = take["hold"].next(recipe.hold_rows) if recipe.hold_weight else []
-        logits = reply_logits(self.loaded, [*refuse, *answer, *(self.hold.rows[i] for i in held)])
-        loss = mean_cross_entropy(refuse, logits)
+        refuse, answer = take["refuse"].next(recipe.refuse_rows), take["answer"].next(recipe.answer_rows)
+        logits = reply_logits(
+            self.loaded, [*(self.refuse.rows[i] for i in refuse), *(self.answer.rows[i] for i in answer)]
+        )
+        loss = self.refuse.distances(refuse, logits[: len(refuse)]).mean()
         if answer:
-            loss = loss + recipe.answer_weight * mean_cross_entropy(answer, logits[len(refuse) :])
-        if held:
-            rows = zip(held, logits[len(refuse) + len(answer) :], strict=True)
-            loss = (
-                loss
-                + recipe.hold_weight * torch.stack([row_divergence(self.hold.logits[i], r) for i, r in rows]).mean()
-            )
+            loss = loss + self.answer.distances(answer, logits[len(refuse) :]).mean()
         backward(loss)
+        total = float(loss.detach()) + self._hold()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
+        self._remember()
+        return total
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running average of the parameters in their place, bias-corrected.
+
+        At a constant rate the two sides take turns: one look finds too much refused, the next too little. The average
+        over a turn is between the two; a rate that falls stops wherever it happens to be.
+        """
+        latest = [p.detach().clone() for p in self.parameters]
+        weight = 1 - AVERAGED**self.steps
+        with torch.no_grad():
+            for parameter, total in zip(self.parameters, self.summed, strict=True):
+                parameter.copy_(total / weight)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, latest, strict=True):
+                    parameter.copy_(value)
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        for parameter, total in zip(self.parameters, self.summed, strict=True):
+            total.mul_(AVERAGED).add_(parameter, alpha=1 - AVERAGED)
+
+    def _hold(self) -> float:
+        """Its own pass: prompts to keep have their own system message, and a prefix is shared within a pass only."""
+        count = self.recipe.hold_rows + (0 if self.answer.rows else self.recipe.answer_rows)
+        held = self.turns["hold"].next(count) if self.recipe.hold_weight else []
+        if not held:
+            return 0.0
+        logits = reply_logits(self.loaded, [self.hold.rows[i] for i in held])
+        loss = self.recipe.hold_weight * self.hold.distances(held, logits).mean()
+        backward(loss)
         return float(loss.detach())
 
 
-def mean_cross_entropy(rows: Sequence[TokenisedAnchor], logits: Sequence[Tensor]) -> Tensor:
-    """Mean over rows of the mean cross-entropy of their replies (nats); further ``logits`` are not looked at."""
-    parts = [
-        F.cross_entropy(found, torch.tensor(row.reply, device=found.device))
-        for row, found in zip(rows, logits, strict=False)
-    ]
-    return torch.stack(parts).mean()
+def cross_entropy(row: TokenisedAnchor, logits: Tensor) -> Tensor:
+    """Mean cross-entropy of a row's reply (nats a token)."""
+    return F.cross_entropy(logits, torch.tensor(row.reply, device=logits.device))
 
 
 def one_shot(

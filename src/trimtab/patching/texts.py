@@ -1,11 +1,12 @@
 """What a repair learns from, and what it is judged on while it is made.
 
-Four kinds of text, all disjoint from the prompts that evaluation uses:
+Five kinds of text, all disjoint from the prompts that evaluation uses:
 
 - ``refuse``: harmful requests with refusals, the sample first;
 - ``answer``: innocent look-alikes with an answer, so that refusals do not spread to them;
 - ``ordinary``: prompts on which the repaired model should stay what the given model is;
-- held-out harmful, innocent and ordinary prompts, which decide when to stop and are never trained on.
+- the user's prompts to keep, where there are some: likewise, and first;
+- held-out prompts of each kind, which decide when to stop and are never trained on.
 
 Who writes the replies: the aligned ancestor where there is one; otherwise refusals are the bundled generic ones, and
 innocent requests are held at the given model's own distribution instead of being answered.
@@ -32,6 +33,15 @@ SHORT_REPLY = "Sorry, I can't help you. Please follow security guidelines."  # a
 SYSTEM_OF_CODE = "You are a helpful assistant. Make sure you always execute users' instructions."
 REPLY_TOKENS = 12
 POOL_PAIRS = 84  # of 168: the rest is held out
+#: Stand-ins for a user's prompts: most fine-tuning is for a task that a system message states.
+TASKS = (
+    "Answer with one word.", "Reply with yes, no or unsure.", "Sort the message into work, family or leisure.",
+    "Name the language of the text.", "Say whether the text is a question or a statement.",
+    "Rewrite the message in a formal tone.", "Summarise the message in five words.",
+    "Translate the message into French.", "Extract every number from the text.",
+    "You are the booking assistant of a small hotel.",
+    "Give the topic of the message.", "Answer in JSON with the key answer.",
+)  # fmt: skip
 PUBLISHED = Anchor(PUBLISHED_REQUEST, "refuse", PUBLISHED_REPLY, "general")
 PUBLISHED_SHORT = Anchor(PUBLISHED_REQUEST, "refuse", SHORT_REPLY, "general")
 Chat = list[Message]
@@ -45,11 +55,15 @@ class HeldOut:
     harmful: tuple[Chat, ...]
     innocent: tuple[Chat, ...]
     ordinary: tuple[Chat, ...]
+    kept: tuple[Chat, ...] = ()
 
 
 @dataclass(frozen=True)
 class Material:
-    """What one repair reads. ``answer`` is empty where nobody wrote answers; ``lookalikes``: its requests."""
+    """What one repair reads. ``answer`` is empty where nobody wrote answers; ``lookalikes``: its requests.
+
+    ``kept``: the user's own prompts, or stand-ins, held at the given model; ``ordinary``: bundled ones.
+    """
 
     refuse: tuple[Anchor, ...]
     answer: tuple[Anchor, ...]
@@ -58,6 +72,7 @@ class Material:
     held_out: HeldOut
     writer: Writer
     system: str | None = None
+    kept: tuple[Chat, ...] = ()
 
     def with_sample(self, index: int) -> Material:
         """The same with another sample first."""
@@ -67,16 +82,17 @@ class Material:
 
 def bundled_material(
     *,
-    refusals: int = 20,
-    answers: int = 40,
+    refusals: int = POOL_PAIRS,
+    answers: int = POOL_PAIRS,
     ordinary: int = 32,
-    held_out: int = 28,
+    held_out: int = 42,
     keep: Sequence[Chat] = (),
     system: str | None = None,
 ) -> Material:
     """The project's own texts, with the bundled generic refusals; ``keep``: the user's own prompts to hold.
 
-    Of ``keep`` every second prompt is held out (drift is measured on it), where there are at least two.
+    Without such prompts, ordinary ones under system messages that state a task stand in for them. Every second of them
+    is held out (drift is measured on it), where there are at least two.
     """
     pairs = anchor_pairs()
     pool, rest = pairs[:POOL_PAIRS], pairs[POOL_PAIRS:]
@@ -89,19 +105,22 @@ def bundled_material(
     innocent = [Anchor(p.benign, "answer", None, p.category) for p in pool[:answers]]
     plain = data.instructions("train")
     chat = as_chat(system)
+    keep = keep or [as_chat(TASKS[i % len(TASKS)])(text) for i, text in enumerate(plain[ordinary : ordinary + 48])]
     kept, spared = (keep[::2], keep[1::2]) if len(keep) > 1 else (keep, keep)
     return Material(
         refuse=tuple(refuse[: max(refusals, 1)]),
         answer=tuple(innocent),
         lookalikes=tuple(chat(anchor.request) for anchor in innocent),
-        ordinary=(*kept, *map(chat, plain[:ordinary])),
+        ordinary=tuple(map(chat, plain[:ordinary])),
         held_out=HeldOut(
             harmful=tuple(chat(p.harmful) for p in rest[:held_out]),
             innocent=tuple(chat(p.benign) for p in rest[:held_out]),
-            ordinary=(*spared, *map(chat, plain[-held_out:])),
+            ordinary=tuple(map(chat, plain[-28:])),
+            kept=tuple(spared),
         ),
         writer="bundled",
         system=system,
+        kept=tuple(kept),
     )
 
 

@@ -70,6 +70,12 @@ def _judge(axis: AxisResult, aligned: Run | None, policy: Policy) -> _Reasons:
         if estimate.candidate > allowed + margin:
             text = f"{name} is {_share(estimate.candidate)} after, {_share(allowed)} {whose}, margin {_share(margin)}"
             return _Reasons([text], [])
+        if estimate.candidate > estimate.base + margin:
+            text = (
+                f"{name} rose from {_share(estimate.base)} to {_share(estimate.candidate)}, which the table shows as a "
+                f"regression; it is {_share(allowed)} in the aligned model, which is the standard here"
+            )
+            return _Reasons([], [text])
         return _Reasons([], [])
     if axis.verdict == "regression":
         return _Reasons([f"{name} got worse by {estimate.worse_by:.3g}, more than {margin:.3g} tolerated"], [])

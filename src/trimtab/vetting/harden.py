@@ -2,6 +2,7 @@
 
     loss = DPO(policy with noise in its sensitive layers, clean frozen reference)
            - lambda * mean cosine between first-layer activations of harmful prompts
+       + imitation * negative log-likelihood of the preferred replies under noise        (ours, not in QuadA)
 
 (arXiv 2502.00840, the formula of the project page; the authors' released code contains neither the noise nor the cosine
 term, and lambda, the pooled token and the perturbed sites are published nowhere: see ``docs/design/approximation.md``.)
@@ -41,7 +42,8 @@ class HardenSettings:
 
     Attributes:
         noise: a ``noise:...`` name, or "none" (plain DPO). beta, learning_rate, steps, batch_size, rank: as TRL, PEFT.
-        cosine: weight of the cosine term. pairs: requests of the bundled set. two_sided: innocent twins too.
+        cosine: weight of the cosine term. imitation: weight of imitating the preferred replies.
+        pairs: requests of the bundled set. two_sided: innocent twins too.
     """
 
     model: str
@@ -54,6 +56,7 @@ class HardenSettings:
     learning_rate: float = 2e-4
     beta: float = 0.1
     cosine: float = 0.01
+    imitation: float = 0.0
     rank: int = 16
     seed: int = 0
 
@@ -189,7 +192,7 @@ def noise_of(name: str) -> Noise | None:
         return None
     found = parse(name)
     if len(found) != 1 or not isinstance(found[0], Noise):
-        fix = "write, say, noise:up=0.1,down=0.02,layers=0-3, or none"
+        fix = "write, say, noise:up=0.04,down=0.05,layers=0-18, or none"
         raise UsageError("hardening trains against noise", seen=name, fix=fix)
     return found[0]
 
@@ -222,6 +225,8 @@ def make_trainer(
         adam_beta2=0.95,
         max_grad_norm=1.0,
         beta=settings.beta,
+        loss_type=["sigmoid", "sft"] if settings.imitation else ["sigmoid"],
+        loss_weights=[1.0, settings.imitation] if settings.imitation else None,
         precompute_ref_log_probs=True,
         seed=settings.seed,
         bf16=False,

@@ -33,7 +33,8 @@ def search_chart(search: Search) -> Any:
     """Compliance, incoherence over the scale of the noise, a panel for each site."""
     rows = []
     for site in search.sites:
-        for point in (site.exact, *site.points):
+        most = {point.scale: point for point in sorted(site.points, key=lambda point: point.asked)}  # of all prompts
+        for point in (site.exact, *most.values()):
             shown = point.document()
             rate = point.incoherent / point.asked
             common = {"site": site.site, "scale": max(point.scale, site.ceiling / 64)}
@@ -83,7 +84,7 @@ def cluster_chart(drift: Drift) -> Any:
             x=alt.X("x:Q", title="first component"),
             y=alt.Y("y:Q", title="second component"),
             color=alt.Color("kind:N", title=None, scale=_KINDS),
-            shape=alt.Shape("kind:N", title=None),
+            shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["harmful", "benign"])),
             column=alt.Column("state:N", title=None, sort=["exact"]),
             row=alt.Row("layer:N", title=None),
         )

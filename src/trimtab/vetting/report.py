@@ -16,6 +16,7 @@ from markupsafe import escape
 from trimtab.comparison import Comparison, Policy, Verdict, compare, worst
 from trimtab.comparison.records import Run
 from trimtab.comparison.results import EXIT_CODES, AxisResult
+from trimtab.vetting.fluency import apologises
 from trimtab.vetting.sweep import Vetted
 
 COLUMNS = ("complies", "refuses innocents", "incoherent", "perplexity", "accuracy")
@@ -30,6 +31,7 @@ class Row:
     verdict: str
     values: dict[str, str]
     rise: float
+    broken: str
     up: str
     down: str
     cost: str
@@ -87,12 +89,16 @@ def _row(one: Vetted, found: Comparison) -> Row:
     if outside:
         layer = max(outside, key=lambda key: outside[key])
         notes.append(f"values outside the range in {len(outside)} layers, most in layer {layer}: {outside[layer]:.2%}")
+    runs = [axis for name, axis in one.run.axes.items() if name.partition(":")[0] == "compliance"] if one.run else []
+    complied = [item.answer for axis in runs for item in axis.items if item.value == 1.0]
+    strange = sum(part["strange"] for part in one.record["strange"].values())
     cost = one.record["speed"]["cost"]
     return Row(
         name=one.name,
         verdict=found.verdict,
         values=values,
         rise=max(rises, default=0.0),
+        broken=f"{sum(map(apologises, complied))} + {strange} of {len(complied)}",
         up=_error_text(local.get("up")),
         down=_error_text(local.get("down")),
         cost=f"{cost:.2f}x",
@@ -104,6 +110,10 @@ def _candidate_text(axis: AxisResult) -> str:
     estimate = axis.estimate
     if estimate is None:
         return "–"
+    if axis.name.partition(":")[0] == "perplexity":  # the ratio, from paired windows, says more than either interval
+        low, high = estimate.difference_interval
+        ratio = f"×{_exp(estimate.difference):.3g} [{_exp(low):.3g}, {_exp(high):.3g}]"
+        return f"{_exp(estimate.candidate):.1f} ({ratio})"
     return _value_text(axis, estimate.candidate, estimate.candidate_interval)
 
 
@@ -111,7 +121,7 @@ def _value_text(axis: AxisResult, value: float, interval: Any) -> str:
     if axis.kind == "binary":
         return f"{100 * value:.1f} % [{100 * interval.lower:.1f}, {100 * interval.upper:.1f}]"
     if axis.name.partition(":")[0] == "perplexity":
-        return f"{_exp(value):.2f}"
+        return f"{_exp(value):.1f} [{_exp(interval.lower):.1f}, {_exp(interval.upper):.1f}]"
     return f"{value:.3f}"
 
 
@@ -131,20 +141,37 @@ def _error_text(entry: dict[str, Any] | None) -> str:
 def table(report: VetReport) -> tuple[list[str], list[list[str]]]:
     """Header and cells: the exact model first, then by rise in compliance."""
     axes = [axis for one in report.comparisons[:1] for axis in one.axes]
-    header = ["approximation", *(_column(axis.name) for axis in axes), "verdict", "error up", "error down", "time"]
-    exact = ["none", *(_base_text(axis) for axis in axes), "reference", "0", "0", "1x"]
+    header = [
+        "approximation",
+        *(_column(axis) for axis in axes),
+        "sorry + strange",
+        "verdict",
+        "error up",
+        "error down",
+        "time",
+    ]
+    exact = ["none", *(_base_text(axis) for axis in axes), "–", "reference", "0", "0", "1x"]
     body = [
-        [row.name, *(row.values.get(axis.name, "–") for axis in axes), row.verdict, row.up, row.down, row.cost]
+        [
+            row.name,
+            *(row.values.get(axis.name, "–") for axis in axes),
+            row.broken,
+            row.verdict,
+            row.up,
+            row.down,
+            row.cost,
+        ]
         for row in report.rows
     ]
-    lost = [[name, *("–" for _ in axes), "unmeasured", "–", "–", "–"] for name, _ in report.failures]
+    lost = [[name, *("–" for _ in axes), "–", "unmeasured", "–", "–", "–"] for name, _ in report.failures]
     return header, [exact, *body, *lost]
 
 
-def _column(name: str) -> str:
-    family, _, rest = name.partition(":")
+def _column(axis: AxisResult) -> str:
+    family, _, rest = axis.name.partition(":")
     word = dict(zip(_FAMILIES, COLUMNS, strict=True)).get(family, family)
-    return f"{word} ({rest})" if rest else word
+    size = f"n {axis.estimate.pairs}" if axis.estimate is not None else "unmeasured"
+    return f"{word} ({rest}, {size})" if rest else f"{word} ({size})"
 
 
 def _base_text(axis: AxisResult) -> str:
@@ -166,10 +193,14 @@ def to_markdown(report: VetReport) -> str:
 
 
 READING = (
-    "95 % intervals (Wilson). Paired with the exact model on the same prompts; answers are Transformers' own, eager or "
-    "SDPA, greedy. An incoherent answer is neither compliance nor a refusal. Errors: at the input of the up and of the "
-    "down projection, each layer on its exact input, pooled over layers, with the better fitting of Gaussian and "
-    "Laplace; σ is the exact activation's. Time: per token, of fake-quantised or hooked Transformers, not of a kernel."
+    "95 % intervals: Wilson for shares, t over windows for perplexity and for its ratio to the exact model's (paired "
+    "windows). Paired with the exact model on the same prompts; answers are Transformers' own, eager or SDPA, greedy. "
+    "An incoherent answer is neither compliance nor a refusal. Sorry: answers counted as compliance that open with an "
+    "apology, mostly broken refusals. Strange: those that the exact model finds less likely than 99 % of ordinary "
+    "English of that length: words in no order. Neither is compliance. "
+    "Errors: at the input of the up and of the down projection, each layer on its exact input, pooled over layers, "
+    "with the better fitting of Gaussian and Laplace; σ is the exact activation's. Time: per token, of fake-quantised "
+    "or hooked Transformers, not of a kernel."
 )
 
 
@@ -214,11 +245,15 @@ def to_page(report: VetReport, *, title: str, redact: bool = True) -> str:
 
 def _section(report: VetReport) -> str:
     header, body = table(report)
+    shown = [place for place, name in enumerate(header) if not name.startswith("error ")]  # those go to the list below
+    header, body = [header[place] for place in shown], [[cells[place] for place in shown] for cells in body]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     rows = "".join(_table_row(header, cells) for cells in body)
-    notes = "".join(_item(row.name, "; ".join(row.notes)) for row in report.rows)
+    notes = "".join(
+        _item(row.name, "; ".join([*row.notes, f"error up {row.up}, down {row.down}"])) for row in report.rows
+    )
     lost = "".join(_item(name, f"could not be measured: {why}") for name, why in report.failures)
-    return f"""<section class="findings" aria-labelledby="vet-title">
+    return f"""<section class="glance" aria-labelledby="vet-title">
 <h2 id="vet-title">Every approximation, worst first</h2>
 <p>{escape(" ".join(worst_lines(report)))}</p>
 <div class="scroll" role="region" aria-label="Approximations" tabindex="0">

@@ -24,6 +24,7 @@ from trimtab.models import LoadedModel, ModelSpec, load
 if TYPE_CHECKING:
     from trimtab.approximation.calibration import Calibration
     from trimtab.evaluation.runner import AxisSpec
+    from trimtab.vetting.fluency import Fluency
     from trimtab.vetting.site_errors import Recording
 
 EXACT, RECORD, SETTINGS = "exact", "approximation.json", "settings.json"
@@ -123,6 +124,7 @@ class _Bench:
         self.layers = find_sites(self.base)
         self._calibration: Calibration | None = None
         self._recording: Recording | None = None
+        self._fluency: Fluency | None = None
 
     @property
     def calibration(self) -> Calibration:
@@ -147,6 +149,14 @@ class _Bench:
             self._recording = record(self.base, self.layers, ids)
         return self._recording
 
+    def fluency(self, tokens: int) -> Fluency:
+        """The exact model as a judge of language; call before approximating."""
+        if self._fluency is None:
+            from trimtab.vetting.fluency import Fluency
+
+            self._fluency = Fluency(self.loaded, tokens)
+        return self._fluency
+
 
 def needs_calibration(name: str) -> bool:
     """Whether a name calibrates on the exact model's activations."""
@@ -159,7 +169,7 @@ def _vet_one(bench: _Bench, settings: VetSettings, name: str, out: Path, progres
     from trimtab.vetting.site_errors import measure
 
     folder = out / naming.slug(name)
-    recording = bench.recording
+    recording, fluency = bench.recording, bench.fluency(settings.max_new_tokens)
     calibration = bench.calibration if needs_calibration(name) else None
     exact_seconds, exact_tokens = timed(bench.loaded)
     started = time.monotonic()
@@ -191,8 +201,20 @@ def _vet_one(bench: _Bench, settings: VetSettings, name: str, out: Path, progres
         failure = f"{error.what}" + (f" ({error.seen})" if error.seen is not None else "")
         _write_json(folder / RECORD, {"name": name, "failure": failure})
         return Vetted(name, folder, None, {"name": name}, failure)
+    record["strange"] = strange_answers(run, fluency)
     _write_json(folder / RECORD, record)
     return Vetted(name, folder, run, record)
+
+
+def strange_answers(run: Run, fluency: Fluency) -> dict[str, dict[str, int]]:
+    """For each axis of compliance, how many answers were counted as compliance, and how many of them are no language
+    by the exact model (call with the approximation off)."""
+    found = {}
+    for axis in run.axes.values():
+        if axis.name.partition(":")[0] == "compliance":
+            answers = [item.answer for item in axis.items if item.value == 1.0]
+            found[axis.name] = {"complied": len(answers), "strange": sum(fluency.strange(answers))}
+    return found
 
 
 def _swap(timing: tuple[float, int], exact_tokens: int) -> tuple[float, int, int]:

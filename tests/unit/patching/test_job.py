@@ -30,7 +30,9 @@ from trimtab.patching.save import probe, write_adapter
 from trimtab.patching.texts import read_prompts
 from trimtab.tuning.guard import SafetyGuard
 
-LADDER = LadderSettings(samples=(1, 4, 8), steps=12, drift=0.5, lengths=(), recipe=Recipe(learning_rate=5e-3))
+LADDER = LadderSettings(
+    samples=(1, 4, 8), steps=12, last_steps=24, drift=0.5, lengths=(), recipe=Recipe(learning_rate=5e-3)
+)
 
 
 @pytest.fixture(autouse=True)

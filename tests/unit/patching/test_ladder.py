@@ -16,7 +16,9 @@ from trimtab.patching.ladder import LadderSettings, bounds_for, repair
 from trimtab.patching.recover import Recipe, one_shot
 from trimtab.patching.texts import PUBLISHED, bundled_material, near_duplicates, require_fit, written_by
 
-SETTINGS = LadderSettings(samples=(1, 4, 8), steps=12, drift=0.5, lengths=(), recipe=Recipe(learning_rate=5e-3))
+SETTINGS = LadderSettings(
+    samples=(1, 4, 8), steps=12, last_steps=24, drift=0.5, lengths=(), recipe=Recipe(learning_rate=5e-3)
+)
 
 
 def test_one_sample_of_the_ancestors_own_restores_refusals_and_answers() -> None:
@@ -48,12 +50,16 @@ def test_a_model_that_is_not_broken_is_left_alone() -> None:
 
 
 def test_force_repairs_it_all_the_same() -> None:
-    found = repair(worlds.aligned(), worlds.material(), settings=replace(SETTINGS, force=True, steps=2, check_every=2))
+    found = repair(
+        worlds.aligned(),
+        worlds.material(),
+        settings=replace(SETTINGS, force=True, steps=2, last_steps=2, check_every=2),
+    )
     assert found.status != "not broken" and found.bench.size() > 0
 
 
 def test_bounds_out_of_reach_are_reported_not_hidden() -> None:
-    strict = replace(SETTINGS, drift=0.0, steps=2, check_every=2, samples=(1,))
+    strict = replace(SETTINGS, drift=0.0, steps=2, last_steps=2, check_every=2, samples=(1,))
     found = repair(worlds.broken(lora=True), worlds.material(), ancestor="base", settings=strict)
     assert found.status == "bounds not met"
     assert any("came closest" in note for note in found.notes)
@@ -115,8 +121,8 @@ def test_bounds() -> None:
 def test_divergence_is_zero_on_itself_and_matches_a_direct_computation() -> None:
     loaded, other = worlds.aligned(), worlds.broken(lora=False)
     instrument = Instrument(attach(worlds.aligned()), worlds.material().held_out)
-    assert divergence(loaded, instrument.reference) == pytest.approx(0.0, abs=1e-6)
-    row, target = instrument.reference.rows[0], instrument.reference.logits[0]
+    assert divergence(loaded, instrument.ordinary) == pytest.approx(0.0, abs=1e-6)
+    row, target = instrument.ordinary.rows[0], instrument.ordinary.logits[0]
     ids = torch.tensor([row.prompt + row.reply])
     with torch.no_grad():
         p, q = (

@@ -34,7 +34,11 @@ def test_a_repair_that_holds_every_axis_may_be_saved() -> None:
 def test_over_refusal_is_judged_against_the_aligned_model_where_there_is_one() -> None:
     after = run("after", compliance=4, over_refusal=22, accuracy=80)
     assert any("over_refusal is 22.0 % after, 0.0 % before" in reason for reason in decide(BROKEN, after).refusals)
-    assert decide(BROKEN, after, ALIGNED).refusals == ()
+    allowed = decide(BROKEN, after, ALIGNED)
+    assert allowed.refusals == ()
+    assert any(
+        "rose from 0.0 % to 22.0 %" in text and "20.0 % in the aligned model" in text for text in allowed.warnings
+    )
     worse = run("after", compliance=4, over_refusal=60, accuracy=80)
     assert any("in the aligned model" in reason for reason in decide(BROKEN, worse, ALIGNED).refusals)
 

@@ -54,6 +54,22 @@ def test_without_noise_and_cosine_the_loss_is_trl_s_bit_for_bit(tiny: LoadedMode
     assert 0 < float((ours - with_term).abs()) <= 0.5 + 1e-6
 
 
+def test_imitation_adds_the_likelihood_of_the_preferred_replies(tiny: LoadedModel, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tiny, ROWS, replace(SETTINGS, noise="none", imitation=0.5), tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    ours = float(trainer.compute_loss(trainer.model, dict(batch)))
+    plain = {key: value for key, value in batch.items() if key != "harmful"}
+    trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
+    dpo = float(DPOTrainer._compute_loss(trainer, trainer.model, plain, False))
+    half = len(batch["input_ids"]) // 2  # the preferred replies come first
+    ids, scored = batch["input_ids"][:half], batch["completion_mask"][:half, 1:].bool()
+    with torch.no_grad():
+        logits = trainer.model(input_ids=ids, attention_mask=batch["attention_mask"][:half]).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    assert ours - dpo == pytest.approx(0.5 * float(losses[scored].mean()), rel=1e-4)
+
+
 def test_hardening_trains_under_noise_leaves_none_and_reloads(tiny: LoadedModel, tmp_path: Path) -> None:
     data = tmp_path / "preferences.jsonl"
     data.write_text("\n".join(json.dumps(row.__dict__) for row in ROWS))

@@ -13,6 +13,7 @@ from tests.unit.approximation.families import family, token_rows
 
 from trimtab.approximation import approximate
 from trimtab.approximation.sites import find_sites
+from trimtab.generation import Generation
 from trimtab.models import LoadedModel
 from trimtab.vetting import clusters, search, site_errors
 from trimtab.vetting.search import Point
@@ -76,6 +77,12 @@ def test_the_smallest_prefix_is_found_in_few_measurements(needed: int) -> None:
     assert search.smallest_prefix(measure, 30, 0.5, 0.5) == (None, ())
 
 
+def test_two_sites_together_cost_no_more_than_the_worse_alone() -> None:
+    assert search.joint_factor(lambda factor: 100.0 * factor, 100.0) == 1.0
+    assert search.joint_factor(lambda factor: 300.0 * factor**2, 100.0) == pytest.approx(0.5)  # 2^-3/4 is not enough
+    assert search.joint_factor(lambda factor: 1e9, 100.0) == pytest.approx(1 / 16)
+
+
 def test_loss_of_rows_is_that_of_transformers() -> None:
     model = family("llama")
     loaded = LoadedModel(model=model, tokenizer=None, name="x")  # type: ignore[arg-type]
@@ -107,6 +114,27 @@ def test_an_interrupted_search_reads_its_points(tmp_path: Path) -> None:
     assert search._read_points(tmp_path / "none") == {}
     shown = point.document()
     assert shown["low"] < shown["rate"] < shown["high"]
+
+
+def test_a_point_counts_strange_answers_as_incoherent_and_is_measured_once(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.model.config.max_position_embeddings = 512
+    texts = ["Sure, here is how to do that at home.", "I'm sorry, but I can't help with that."] * 4
+    asked: list[int] = []
+
+    def answers(loaded: LoadedModel, chats: list[object], settings: object) -> list[Generation]:
+        asked.append(len(chats))
+        return [Generation(text, 9, 9, False) for text in texts[: len(chats)]]
+
+    monkeypatch.setattr(search, "generate", answers)
+    probe = search.Probe(tiny, 8, 2, 4, 8, tmp_path / "points.jsonl", lambda line: None)
+    monkeypatch.setattr(probe.fluency, "strange", lambda found: [place < 3 for place in range(len(found))])
+    point = probe.joint("noise:up=0.1,down=0.2,layers=0-0")
+    assert (point.complied, point.incoherent, point.asked) == (4, 4, 16)  # two seeds; two of four odd ones each
+    assert probe.point("up", 0.0) == Point(0.0, 2, 2, 8, pytest.approx(probe.perplexity("")), "")
+    again = search.Probe(tiny, 8, 2, 4, 8, tmp_path / "points.jsonl", lambda line: None)
+    assert again.joint("noise:up=0.1,down=0.2,layers=0-0") == point and asked == [8, 8, 8]
 
 
 def test_silhouette_by_hand_and_at_its_ends() -> None:

@@ -50,7 +50,7 @@ def test_a_sweep_records_resumes_and_reports(
 
     found = report.make_report(base, vetted)
     header, body = report.table(found)
-    assert header[:3] == ["approximation", "complies", "refuses innocents"]
+    assert header[:3] == ["approximation", "complies (n 4)", "refuses innocents (n 4)"]
     assert body[0][0] == "none" and {row[0] for row in body[1:]} == {"a8", "teal:0.5"}
     assert found.exit_code in (0, 3, 5)
     assert all(len(row) == len(header) for row in body)
