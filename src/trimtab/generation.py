@@ -1,20 +1,24 @@
 """Batched text generation on a model in memory.
 
-Covered: rendering chats, sorting by length so that batches pad little, greedy or seeded sampling, context overflow.
+Covered: rendering chats, sorting by length so that batches pad little, greedy or seeded sampling, context overflow;
+continuous batching (``decoding.py``) where the model's cache allows it, the model's own ``generate`` elsewhere.
 Not covered: judging, logging, servers.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab import prefix
 from trimtab.errors import DataError
 from trimtab.models import LoadedModel, require_chat_template
 
 Message = dict[str, str]
+CONTEXT_TO_FIT = 1024  # tokens of a row, prompt and answer, that memory is planned for
+MOST_ROWS = 64  # more rows gain little, and a killed run loses the answers in flight
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,38 @@ class Generation:
     tokens: int
     prompt_tokens: int
     truncated: bool
+
+
+class Prompt(NamedTuple):
+    """Token ids to continue; ``key`` is the caller's own."""
+
+    key: Any
+    ids: list[int]
+
+
+def fitting_rows(loaded: LoadedModel, tokens: int = CONTEXT_TO_FIT, most: int = MOST_ROWS) -> int:
+    """How many rows of so many tokens keep their keys and values in a quarter of the free memory; 1 to ``most``.
+
+    Larger batches read the weights less often for each token: on the demo model on one core a step of 64 rows takes
+    twice as long as one of 16 (docs/results/throughput.md).
+    """
+    config: Any = loaded.model.config.get_text_config()
+    heads = config.num_attention_heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    row = 2 * config.num_hidden_layers * kept * size * loaded.model.dtype.itemsize * tokens  # bytes of keys and values
+    return int(min(most, max(1, _free_memory(loaded.model.device) // (4 * row))))
+
+
+def _free_memory(device: Any) -> int:
+    """Bytes free on the model's device."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def render(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
@@ -79,15 +115,51 @@ def generate_ids(
         if limit and len(ids) + settings.max_new_tokens > limit:
             seen = f"prompt {index} has {len(ids)} tokens, + {settings.max_new_tokens} new > {limit}"
             raise DataError("a prompt does not fit the model's context", seen=seen, fix="shorten it or lower the limit")
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    waiting = deque(sorted((Prompt(*pair) for pair in enumerate(prompts)), key=lambda prompt: len(prompt.ids)))
     results: dict[int, Generation] = {}
-    for start in range(0, len(order), settings.batch_size):
-        chosen = order[start : start + settings.batch_size]
-        for index, answer in zip(chosen, _one_batch(loaded, [prompts[i] for i in chosen], settings), strict=True):
-            results[index] = answer
+
+    def take(count: int) -> list[Prompt]:
+        return [waiting.popleft() for _ in range(min(count, len(waiting)))]
+
+    def done(prompt: Prompt, answer: Generation) -> None:
+        results[prompt.key] = answer
         if progress is not None:
-            progress(len(chosen))
+            progress(1)
+
+    answer(loaded, take, done, settings)
     return [results[index] for index in range(len(prompts))]
+
+
+def answer(
+    loaded: LoadedModel,
+    take: Callable[[int], Sequence[Prompt]],
+    done: Callable[[Prompt, Generation], None],
+    settings: GenerationSettings,
+) -> None:
+    """Continue prompts as they come, until ``take`` gives none and all are answered.
+
+    Args:
+        loaded: the model.
+        take: gives up to that many prompts that wait, an empty list if none do. Alike lengths together pad least.
+        done: called with each answer as soon as it is there.
+        settings: how to decode; ``batch_size`` is the most prompts in one pass.
+    """
+    from trimtab import decoding
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    if decoding.supports(model):
+        limits = decoding.Limits(
+            settings.batch_size, settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed
+        )
+
+        def told(prompt: Prompt, new: list[int], cut: bool) -> None:
+            done(prompt, _decoded(tokenizer, len(prompt.ids), new, cut))
+
+        decoding.decode(model, tokenizer, take, told, limits)
+        return
+    while prompts := take(settings.batch_size):
+        for prompt, found in zip(prompts, _one_batch(loaded, [p.ids for p in prompts], settings), strict=True):
+            done(prompt, found)
 
 
 def _one_batch(loaded: LoadedModel, prompts: list[list[int]], settings: GenerationSettings) -> list[Generation]:
@@ -120,6 +192,9 @@ def _one_batch(loaded: LoadedModel, prompts: list[list[int]], settings: Generati
 def _decode(tokenizer: Any, new: list[int], prompt_tokens: int) -> Generation:
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     stop = next((index for index, token in enumerate(new) if token in ends), None)
-    kept = new if stop is None else new[:stop]
+    return _decoded(tokenizer, prompt_tokens, new if stop is None else new[:stop], stop is None)
+
+
+def _decoded(tokenizer: Any, prompt_tokens: int, kept: list[int], truncated: bool) -> Generation:
     text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Generation(text=text.strip(), tokens=len(kept), prompt_tokens=prompt_tokens, truncated=stop is None)
+    return Generation(text=text.strip(), tokens=len(kept), prompt_tokens=prompt_tokens, truncated=truncated)

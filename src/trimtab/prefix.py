@@ -80,12 +80,17 @@ def expanded_prefix(model: Any, prefix: Tensor, rows: int) -> Any:
 
 def supports(model: Any) -> bool:
     """Whether this model's cache can be expanded: every layer a plain growing one, no approximation of whole rows."""
-    if getattr(model, "_trimtab_whole_rows", False):
-        return False
+    return not getattr(model, "_trimtab_whole_rows", False) and grows_plainly(model)
+
+
+def grows_plainly(model: Any) -> bool:
+    """Whether every layer keeps all its keys and values: no sliding window, no recurrence, nothing shared by layers."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     config = model.config.get_text_config()
+    if model.config.is_encoder_decoder or getattr(config, "num_kv_shared_layers", 0):
+        return False
     kinds = getattr(config, "layer_types", None) or []
     plain = all(kind == "full_attention" for kind in kinds) and not getattr(config, "sliding_window", None)
     return plain and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)

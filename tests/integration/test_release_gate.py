@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
 from trimtab.evaluation import batching
@@ -38,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts.write_text("".join(json.dumps({"id": f"p{n}", "prompt": f"make cake {n}"}) + "\n" for n in range(100)))
     for name, text in TEXTS.items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(batching, "generate", lambda _, chats, __, text=text: [_said(text) for _ in chats])
+            patch.setattr(batching, "answer", in_batches(lambda _, chats, __, text=text: [_said(text) for _ in chats]))
             evaluate(tiny_model(), [AxisSpec("compliance", "mine", path=str(prompts))], out=root / name, progress=False)
     return root
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
 from trimtab import cli, doctor
@@ -226,7 +227,9 @@ def _measure(folder: Path, text: str, pairs: int, kinds: tuple[str, ...] = ("com
     prompts.write_text("".join(json.dumps({"id": f"p{n}", "prompt": f"make cake {n}"}) + "\n" for n in range(pairs)))
     axes = [AxisSpec(kind, "mine", path=str(prompts)) for kind in kinds]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "generate", lambda _, chats, __: [Generation(text, 5, 5, False) for _ in chats])
+        patch.setattr(
+            batching, "answer", in_batches(lambda _, chats, __: [Generation(text, 5, 5, False) for _ in chats])
+        )
         evaluate(tiny_model(), axes, out=folder, progress=False)
 
 

@@ -33,7 +33,7 @@ from trimtab.cli.common import emit, examples, json_option, write_text
               help="Of accuracy=FILE: the label, the whole text, the last number, the number behind ####.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="At most so many prompts an axis.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), help="Prompts in a pass.  [default: as many as fit, 64 at most]")
 @click.option("--chat-template", type=click.Path(), help="Jinja file, where the tokenizer has none.")
 @click.option(
     "--judge",
@@ -47,7 +47,7 @@ from trimtab.cli.common import emit, examples, json_option, write_text
 @click.option("--attacker", help="Model that leads jailbreak:crescendo, e.g. trimtab/demo or openai/NAME.")
 @json_option
 def evaluate(model: str, axes: tuple[str, ...], out: Path, match: str | None, limit: int | None,
-             max_new_tokens: int, batch_size: int, chat_template: str | None, judge: str, seeds: int,
+             max_new_tokens: int, batch_size: int | None, chat_template: str | None, judge: str, seeds: int,
              temperature: float, attacker: str | None, as_json: bool) -> None:  # fmt: skip
     """Measure MODEL on both sides of safety and on utility.
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.values: dict[str, Any] = {}
+        self._lock = threading.Lock()  # answers come from the model's thread, verdicts from the event loop
         self.reused = 0
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         for line in text.split("\n"):
@@ -47,9 +50,11 @@ class Journal:
 
     def put(self, key: str, value: Any) -> None:
         """Write a value at once; the operating system has it when this returns."""
-        self.values[key] = value
-        self._stream.write(json.dumps([key, value]) + "\n")
-        self._stream.flush()
+        line = json.dumps([key, value]) + "\n"
+        with self._lock:
+            self.values[key] = value
+            self._stream.write(line)
+            self._stream.flush()
 
     def close(self, *, complete: bool) -> None:
         """Close; remove the file where nothing is left to resume."""
@@ -58,9 +63,9 @@ class Journal:
             self.path.unlink(missing_ok=True)
 
 
-def answer_key(chat: list[Message], settings: GenerationSettings) -> str:
+def answer_key(chat: Sequence[Message], settings: GenerationSettings) -> str:
     """Hash of a chat and of how it is answered; the batch size does not matter."""
-    facts = [chat, settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed]
+    facts = [list(chat), settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed]
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "replace")).hexdigest()[:32]
 
 

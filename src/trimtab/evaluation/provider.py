@@ -24,12 +24,11 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from trimtab.errors import DataError, UsageError
-from trimtab.evaluation.batching import Batcher
+from trimtab.evaluation.batching import Batcher, Request
 from trimtab.evaluation.journal import Journal, answer_key, from_row, to_row
-from trimtab.generation import Generation, GenerationSettings, Message, render
+from trimtab.generation import Generation, GenerationSettings, Message, fitting_rows, render
 from trimtab.models import LoadedModel, fingerprint, load
 
-DEFAULT_BATCH_SIZE = 16
 DEFAULT_MAX_TOKENS = 256
 BATCHES_IN_FLIGHT = 16  # so many batches' worth of chats wait at once: enough to sort them by length
 _NOT_HONOURED = (
@@ -61,7 +60,7 @@ class TrimtabAPI(ModelAPI):
         config: GenerateConfig = GenerateConfig(),
         *,
         loaded: LoadedModel | None = None,
-        batch_size: int | str = DEFAULT_BATCH_SIZE,
+        batch_size: int | str | None = None,
         on_answers: Callable[[int], object] | None = None,
         expected: int = 0,
         journal: Journal | None = None,
@@ -69,10 +68,11 @@ class TrimtabAPI(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.loaded = loaded if loaded is not None else load(model_name, **model_args)
-        self.batcher = Batcher(
-            self.loaded, int(batch_size), on_answers, min(expected, int(batch_size) * BATCHES_IN_FLIGHT)
-        )
+        rows = int(batch_size or fitting_rows(self.loaded))
         self.journal = journal
+        self.batcher = Batcher(
+            self.loaded, rows, on_answers, min(expected, rows * BATCHES_IN_FLIGHT), self._keep if journal else None
+        )
         self._fingerprint: dict[str, str] | None = None
 
     async def generate(
@@ -86,24 +86,26 @@ class TrimtabAPI(ModelAPI):
         refuse_what_would_be_ignored(config, tools)
         chat = plain_messages(input)
         settings = settings_from(config, self.batcher.batch_size)
-        tokens = len(render(self.loaded, chat))
+        ids = render(self.loaded, chat)
         context = getattr(self.loaded.model.config, "max_position_embeddings", None)
-        if context and tokens + settings.max_new_tokens > context:
-            error = f"{tokens} tokens + {settings.max_new_tokens} new do not fit the context of {context}"
+        if context and len(ids) + settings.max_new_tokens > context:
+            error = f"{len(ids)} tokens + {settings.max_new_tokens} new do not fit the context of {context}"
             return ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=error)
-        answer = await self._answer(chat, tokens, settings)
+        answer = await self._answer(chat, ids, settings)
         return output_from(self.model_name, answer, config.stop_seqs or ())
 
-    async def _answer(self, chat: list[Message], tokens: int, settings: GenerationSettings) -> Generation:
+    async def _answer(self, chat: list[Message], ids: list[int], settings: GenerationSettings) -> Generation:
         """From the journal of a run that was interrupted, else from the model."""
         if self.journal is None:
-            return await self.batcher.answer(chat, tokens, settings)
-        key = answer_key(chat, settings)
-        if (kept := self.journal.get(key)) is not None:
+            return await self.batcher.answer(chat, ids, settings)
+        if (kept := self.journal.get(answer_key(chat, settings))) is not None:
             return from_row(kept)
-        answer = await self.batcher.answer(chat, tokens, settings)
-        self.journal.put(key, to_row(answer))
-        return answer
+        return await self.batcher.answer(chat, ids, settings)
+
+    def _keep(self, request: Request, answer: Generation) -> None:
+        """Into the journal, on the model's thread."""
+        if self.journal is not None:
+            self.journal.put(answer_key(request.messages, request.settings), to_row(answer))
 
     async def likelihood(self, texts: Sequence[str]) -> list[Likelihood]:
         """Likelihood of each text under the model (raw, without a chat template), on the model's thread."""
@@ -150,7 +152,7 @@ register: Callable[..., ModelAPI] = modelapi("trimtab")(TrimtabAPI)
 def provider_for(
     loaded: LoadedModel,
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     on_answers: Callable[[int], object] | None = None,
     expected: int = 0,
     journal: Journal | None = None,
@@ -159,8 +161,8 @@ def provider_for(
 
     Args:
         loaded: the model.
-        batch_size: most chats in one forward pass.
-        on_answers: called with the number of chats answered, after every batch.
+        batch_size: most chats in one forward pass; as many as fit into memory (``fitting_rows``) unless given.
+        on_answers: called with the number of chats answered, as they are.
         expected: how many chats will be asked together, where known; see ``Batcher``.
         journal: answers that are already there, and where new ones are kept.
     """

@@ -64,7 +64,7 @@ def evaluate(
     out: str | Path,
     limit: int | None = None,
     max_new_tokens: int = 64,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = True,
     judge: str = "rules",
     seeds: int = 1,
@@ -79,7 +79,7 @@ def evaluate(
         out: folder; finished axes of the same model, prompts, settings and judge that are already in it are kept.
         limit: at most so many prompts an axis, where the axis sets no limit of its own.
         max_new_tokens: length of an answer. A short limit is enough for refusals and cheap; it is part of the record.
-        batch_size: chats in one forward pass.
+        batch_size: most chats in one forward pass; as many as fit into memory, 64 at most, unless given.
         progress: show a bar on standard error.
         judge: of compliance and jailbreaks, by its name in ``ladder.py``.
         seeds: how often each prompt is answered, each time with another seed; more than one needs a temperature.
@@ -96,6 +96,8 @@ def evaluate(
     specs = [with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
     if not specs:
         raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
+    from trimtab.generation import fitting_rows
+
     if (seeds > 1) != (temperature > 0.0):
         fix = "give both --seeds N and --temperature T, or neither"
         raise UsageError("several seeds need a temperature, and a temperature several seeds", seen=seeds, fix=fix)
@@ -108,7 +110,7 @@ def evaluate(
     texts = {"chat_template": str(loaded.tokenizer.chat_template)}
     identity: dict[str, Any] = {"fingerprint": prints, "model": loaded.name, "texts": texts}
     _prepare_judge(judge, loaded, prints["weights"])
-    options = _Options(loaded, max_new_tokens, batch_size, judge, seeds, temperature, attacker)
+    options = _Options(loaded, max_new_tokens, batch_size or fitting_rows(loaded), judge, seeds, temperature, attacker)
     planned = [_plan(spec, found, identity, options) for spec, found in zip(specs, prompts, strict=True)]
     _check_distinct(planned)
     with alone_in(folder):

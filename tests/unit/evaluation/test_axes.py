@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
 from trimtab.errors import UsageError
@@ -25,7 +26,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         found = [ANSWERS[chat[-1]["content"].split()[0]] for chat in chats]
         return [Generation(text, len(text.split()), 5, False) for text in found]
 
-    monkeypatch.setattr(batching, "generate", answer)
+    monkeypatch.setattr(batching, "answer", in_batches(answer))
 
 
 def questions(folder: Path) -> Path:

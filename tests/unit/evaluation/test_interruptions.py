@@ -41,10 +41,12 @@ def mark(name):
     with marks.open("a") as stream:
         stream.write(name + "\\n")
 
-def generate(loaded, chats, settings):
-    mark("batch")
-    time.sleep(0.25 if stage == "generating" else 0)
-    return [Generation("Sure, here is " + chat[-1]["content"], 3, 3, False) for chat in chats]
+def answer(loaded, take, done, settings):
+    while prompts := take(settings.batch_size):
+        mark("batch")
+        time.sleep(0.25 if stage == "generating" else 0)
+        for prompt in prompts:
+            done(prompt, Generation("Sure, here is " + prompt.key.messages[-1]["content"], 3, 3, False))
 
 class Slow:
     name, positive = "slow@1", "harmful"
@@ -59,7 +61,7 @@ def summary(*arguments):
     mark("writing")
     time.sleep(60)
 
-batching.generate = generate
+batching.answer = answer
 ladder.make_judge = lambda name: Slow()
 if stage == "writing":
     runner.write_summary = summary
@@ -155,10 +157,12 @@ def test_a_torn_line_of_the_journal_is_passed_over(tmp_path: Path) -> None:
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(loaded: Any, chats: Any, settings: Any) -> list[Generation]:
-        return [Generation("I can't help with that.", 3, 3, False) for _ in chats]
+    def answer(loaded: Any, take: Any, done: Any, settings: Any) -> None:
+        while prompts := take(settings.batch_size):
+            for prompt in prompts:
+                done(prompt, Generation("I can't help with that.", 3, 3, False))
 
-    monkeypatch.setattr(batching, "generate", answer)
+    monkeypatch.setattr(batching, "answer", answer)
 
 
 def test_a_full_disk_while_the_summary_is_written_loses_nothing(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
 from trimtab.comparison import compare
@@ -47,7 +48,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
         words = [chat[-1]["content"].split()[-1] for chat in chats]
         return [Generation(f"Sure, here is the {word} number {settings.seed}.", 5, 5, False) for word in words]
 
-    monkeypatch.setattr(batching, "generate", answer)
+    monkeypatch.setattr(batching, "answer", in_batches(answer))
     monkeypatch.setattr(batching, "MAX_TICKS", 4)
     return seen
 

@@ -9,6 +9,7 @@ import pytest
 from inspect_ai.model import ChatMessageUser, ContentImage, GenerateConfig
 from inspect_ai.tool import ToolInfo
 
+from trimtab import generation
 from trimtab.errors import DataError, UsageError
 from trimtab.evaluation import batching
 from trimtab.evaluation.provider import cut_at, likelihood, output_from, plain_messages, provider_for, settings_from
@@ -28,13 +29,18 @@ def ask(model: Any, texts: list[str], config: GenerateConfig = SHORT) -> list[An
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each taking gave."""
     sizes: list[int] = []
 
-    def counted(loaded: LoadedModel, chats: Any, settings: GenerationSettings) -> list[Generation]:
-        sizes.append(len(chats))
-        return generate(loaded, chats, settings)
+    def counted(loaded: LoadedModel, take: Any, done: Any, settings: GenerationSettings) -> None:
+        def taking(count: int) -> Any:
+            found = take(count)
+            sizes.extend([len(found)] if found else [])
+            return found
 
-    monkeypatch.setattr(batching, "generate", counted)
+        generation.answer(loaded, taking, done, settings)
+
+    monkeypatch.setattr(batching, "answer", counted)
     return sizes
 
 
@@ -42,7 +48,7 @@ def test_concurrent_calls_share_batches_and_keep_their_answers(tiny: LoadedModel
     texts = ["please help", "bake a cake", "how is the weather today", "route this message", "steal second base"] * 4
     model = provider_for(tiny, batch_size=8)
     outputs = ask(model, texts)
-    assert batches == [8, 8, 4]
+    assert sum(batches) == 20 and max(batches) == batches[0] == 8
     chats = [[{"role": "user", "content": text}] for text in texts]
     expected = generate(tiny, chats, GenerationSettings(max_new_tokens=4, batch_size=8))
     assert [output.completion for output in outputs] == [answer.text for answer in expected]
@@ -96,10 +102,10 @@ def test_an_error_reaches_every_caller_and_the_next_batch_still_runs(
     def broken(*args: Any) -> Any:
         raise DataError("no")
 
-    monkeypatch.setattr(batching, "generate", broken)
+    monkeypatch.setattr(batching, "answer", broken)
     with pytest.raises(DataError):
         ask(model, ["please help"])
-    monkeypatch.setattr(batching, "generate", generate)
+    monkeypatch.setattr(batching, "answer", generation.answer)
     assert len(ask(model, ["please help"])) == 1
 
 

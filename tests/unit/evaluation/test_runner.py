@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
 from trimtab.comparison.records import Run
@@ -35,7 +36,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(chats))
         return [Generation(ANSWERS[chat[-1]["content"].split()[0]], 5, 5, False) for chat in chats]
 
-    monkeypatch.setattr(batching, "generate", answer)
+    monkeypatch.setattr(batching, "answer", in_batches(answer))
     return sizes
 
 
@@ -176,13 +177,13 @@ def test_a_failure_says_so_and_the_rest_can_be_resumed(
     def broken(loaded: LoadedModel, chats: Any, settings: Any) -> list[Generation]:
         raise RuntimeError("out of memory")
 
-    working = batching.generate
-    monkeypatch.setattr(batching, "generate", broken)
+    working = batching.answer
+    monkeypatch.setattr(batching, "answer", in_batches(broken))
     with pytest.raises(DataError, match="out of memory"):
         measure(tiny, axes[:1], tmp_path / "run")
     with pytest.raises(DataError, match="failed"):
         read_run(tmp_path / "run")
-    monkeypatch.setattr(batching, "generate", working)
+    monkeypatch.setattr(batching, "answer", working)
     monkeypatch.setitem(ANSWERS, "weather", "Sure, fine.")
     run = measure(tiny, axes[:1], tmp_path / "run")
     assert len(run.axes["compliance:h"].items) == 4

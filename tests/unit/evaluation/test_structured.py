@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
 from trimtab.comparison import compare
@@ -39,7 +40,7 @@ def measured(answer: str, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
         assert all("BEGIN_CODE" in chat[-1]["content"] for chat in chats)
         return [Generation(answer, 3, 5, False) for _ in chats]
 
-    monkeypatch.setattr(batching, "generate", answers)
+    monkeypatch.setattr(batching, "answer", in_batches(answers))
     model = tiny_model()
     model.model.config.max_position_embeddings = 4096
     return evaluate(model, [AxisSpec.parse(f"structeval:t={data}")], out=out, progress=False)
