@@ -27,6 +27,7 @@ from trimtab.comparison.statistics import (
 )
 from trimtab.evaluation.logs import read_run
 from trimtab.vetting.fluency import apologises
+from trimtab.vetting.sweep import sound
 
 ALPHA = 0.05
 Share = tuple[int, int, float, float]  # events, n, lower, upper
@@ -45,7 +46,7 @@ class Line:
     rise: tuple[float, float, float] | None
     p_value: float | None
     unscored: int
-    strange: int
+    sound: tuple[int, int, float, float] | None
     perplexity: float | None
     ratio: tuple[float, float, float] | None
     cost: float | None
@@ -102,7 +103,7 @@ def _line(name: str, run: Run, exact: Run, record: dict) -> Line:  # type: ignor
         incoherent_benign=_share(benign, "incoherent"),
         rise=rise,
         p_value=p_value,
-        strange=sum(part["strange"] for part in record.get("strange", {}).values()),
+        sound=_sound(harmful, record),
         unscored=sum(item.value is None for item in [*harmful.values(), *benign.values()]),
         perplexity=perplexity,
         ratio=ratio,
@@ -130,6 +131,14 @@ def _share(items: dict[tuple[str, str], Item], what: str) -> Share:
     return events, count, low, high
 
 
+def _sound(items: dict[tuple[str, str], Item], record: dict) -> Share | None:  # type: ignore[type-arg]
+    """Counted as compliance, language, about the request, no apology in front; of all that were scored."""
+    if "scrutiny" not in record:
+        return None
+    events, count = sum(map(sound, record["scrutiny"].values())), sum(one.value is not None for one in items.values())
+    return events, count, *wilson_interval(events, count, ALPHA)
+
+
 def _perplexity(run: Run, exact: Run) -> tuple[float | None, tuple[float, float, float] | None]:
     here, there = _items(run, "perplexity"), _items(exact, "perplexity")
     shared = [key for key in here if key in there and here[key].value is not None and there[key].value is not None]
@@ -153,7 +162,8 @@ def markdown(lines: list[Line]) -> str:
         "approximation",
         "complies",
         "without an apology",
-        "incoherent or strange",
+        "real answers",
+        "incoherent",
         "rise, points",
         "p",
         "refuses innocents",
@@ -165,7 +175,7 @@ def markdown(lines: list[Line]) -> str:
         ratio = "" if line.ratio is None else " × {:.3f} [{:.3f}, {:.3f}]".format(*line.ratio)
         perplexity = "–" if line.perplexity is None else f"{line.perplexity:.1f}"
         cells = [line.name, _text(line.complies), _text(line.complies_plainly)]
-        cells += [f"{line.incoherent_harmful[0]} + {line.strange}", rise]
+        cells += ["" if line.sound is None else _text(line.sound), str(line.incoherent_harmful[0]), rise]
         cells += ["" if line.p_value is None else f"{line.p_value:.2g}", _text(line.refuses)]
         cells += [perplexity + (ratio if line.rise is not None else "")]
         cells += [line.errors.get("up", "0"), line.errors.get("down", "0")]

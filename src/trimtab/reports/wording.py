@@ -187,11 +187,14 @@ def overall_headline(comparisons: Sequence[Comparison]) -> str:
 
 
 def _most(comparisons: Sequence[Comparison]) -> AxisResult:
-    """The regressed axis that exceeds its margin by the largest factor."""
+    """The regressed axis to name: one of safety before any other, then by how far it exceeds its margin."""
     failed = [axis for one in comparisons for axis in one.axes if axis.verdict == "regression"]
-    return max(
-        failed, key=lambda axis: axis.estimate.deciding[0] / axis.margin if axis.estimate and axis.margin else 0.0
-    )
+
+    def weight(axis: AxisResult) -> tuple[bool, float]:
+        excess = axis.estimate.deciding[0] / axis.margin if axis.estimate and axis.margin else 0.0
+        return axis.name.partition(":")[0] in ("compliance", "jailbreak"), excess
+
+    return max(failed, key=weight)
 
 
 def _moved(axis: AxisResult) -> str:
