@@ -1,10 +1,12 @@
 """Prompts a second of trimtab's provider, inspect's ``hf`` provider and lm-eval's HF backend: same prompts, one run.
 
-    python benchmarks/throughput.py [--model FOLDER] [--prompts 64] [--new-tokens 32] [--batch-size 16] [--json FILE]
+    python benchmarks/throughput.py [--model FOLDER] [--prompts 128] [--new-tokens 128] [--batch-size 16] [--json FILE]
+    python benchmarks/throughput.py --batch-size 0
 
 The model is saved to a folder first (default: the demo model, merged), so that all three load the same weights in
 float32. Prompts: bundled requests of both sides, of mixed length. Greedy. The order is shuffled, each engine in a fresh
-process, the wall time is that of generation only (from the first request to the last answer).
+process, the wall time is that of generation only (from the first request to the last answer). A batch size of 0 leaves
+each engine at its own default: what fits into memory, 64 at most (trimtab), 32 (inspect's ``hf``), 1 (lm-eval).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ENGINES = ("trimtab", "inspect-hf", "lm-eval-hf")
+OWN_DEFAULTS = {"inspect-hf": 32, "lm-eval-hf": 1}
 
 
 def prompts(count: int) -> list[str]:
@@ -65,11 +68,12 @@ def run_engine(engine: str, folder: str, texts: list[str], tokens: int, batch: i
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.set_flush_denormal(True)
     warm = texts[:2]
+    batch = batch or OWN_DEFAULTS.get(engine, 0)
     if engine == "trimtab":
         from trimtab.evaluation.provider import provider_for
         from trimtab.models import load
 
-        model = provider_for(load(folder), batch_size=batch)
+        model = provider_for(load(folder), batch_size=batch or None)
         through_inspect(model, warm, 4, 2)
         return through_inspect(model, texts, tokens, len(texts))
     if engine == "inspect-hf":
@@ -115,8 +119,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder; default: the demo model, written to --work")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "trimtab-throughput")
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path)

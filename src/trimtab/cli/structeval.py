@@ -103,7 +103,9 @@ def report(file: Path, html: Path | None, markdown: Path | None, title: str, as_
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--base-url", help="Address of a server that speaks OpenAI's protocol.")
-@click.option("--constrain", is_flag=True, help="Allow only tokens that lead to JSON; for JSON tasks.")
+@click.option(
+    "--constrain", is_flag=True, help="Only tokens that lead to a document: JSON, Vega, YAML, TOML, XML, CSV."
+)
 @_filters
 @json_option
 def generate(model: str, out: Path, max_tokens: int, temperature: float, batch_size: int, base_url: str | None,

@@ -1,36 +1,37 @@
-"""Constrained decoding: only tokens with which the answer can still become a JSON object or array are allowed.
+"""Constrained decoding: only tokens with which the answer can still become a document of its format are allowed.
 
 So that "how much of the failure is syntax" can be answered: generate once with and once without, and compare. The
-grammar and its token masks are llguidance's; for models behind a server the schema goes with the request, and the
-server (vLLM, SGLang, OpenAI) constrains.
+token masks are llguidance's, the grammars those of ``grammars.py``; for models behind a server a JSON schema goes with
+the request, and the server (vLLM, SGLang, OpenAI) constrains.
 
-Covered: JSON, in memory and served. Not covered: other formats; an answer that the length limit cuts, which is still
-no JSON.
+Covered: JSON, Vega, YAML, TOML, XML, CSV in memory; JSON served. Not covered: formats that are drawn; an answer that
+the length limit cuts, which is still no document.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from trimtab.errors import UsageError
 from trimtab.generation import Generation
 from trimtab.models import LoadedModel
+from trimtab.structeval import grammars
 from trimtab.structeval.tasks import Task
 
-SCHEMA = {"type": ["object", "array"]}
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # no endless white space
 INSTALL = "pip install 'trimtab[structeval-constrained]'"
 
 
 def require(tasks: Sequence[Task], *, in_memory: bool) -> None:
-    """Raise UsageError unless all tasks ask for JSON and, for a model in memory, llguidance is there."""
-    others = sorted({task.output_format for task in tasks} - {"json"})
-    if others:
+    """Raise UsageError unless all tasks can be constrained and, for a model in memory, llguidance is there."""
+    asked = [task.output_format for task in tasks]
+    if others := grammars.unconstrained(asked):
+        fix = f"choose tasks with --format {' --format '.join(grammars.FORMATS)}"
+        raise UsageError("there is no grammar for a format", seen=f"tasks for {', '.join(others)}", fix=fix)
+    if not in_memory and set(asked) != {"json"}:
         fix = "choose the JSON tasks with --format json"
-        raise UsageError("only JSON can be constrained", seen=f"tasks for {', '.join(others)}", fix=fix)
+        raise UsageError("a server constrains JSON only", seen=f"tasks for {', '.join(sorted(set(asked)))}", fix=fix)
     if in_memory and importlib.util.find_spec("llguidance") is None:
         raise UsageError("llguidance is not installed", fix=INSTALL)
 
@@ -43,10 +44,10 @@ def response_schema() -> Any:
     return ResponseSchema(name="document", json_schema=JSONSchema(type="object"))
 
 
-class JsonOnly:
-    """A logits processor of Transformers for one batch."""
+class Held:
+    """A logits processor of Transformers for one batch; ``rows``: each row's grammar."""
 
-    def __init__(self, loaded: LoadedModel, rows: int) -> None:
+    def __init__(self, loaded: LoadedModel, rows: Sequence[str]) -> None:
         import llguidance.hf
         import llguidance.torch
         from llguidance import LLMatcher
@@ -59,9 +60,8 @@ class JsonOnly:
         except ValueError as error:
             fix = "generate without --constrain"
             raise UsageError("this model's tokenizer cannot be constrained", seen=error, fix=fix) from error
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(SCHEMA), overrides=LAYOUT)
-        self._matchers = [LLMatcher(tokenizer, grammar) for _ in range(rows)]
-        self._mask = llguidance.torch.allocate_token_bitmask(rows, vocabulary)  # rows x vocabulary / 32
+        self._matchers = [LLMatcher(tokenizer, LLMatcher.grammar_from_lark(text)) for text in rows]
+        self._mask = llguidance.torch.allocate_token_bitmask(len(rows), vocabulary)  # rows x vocabulary / 32
         self._read: int | None = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -82,9 +82,13 @@ class JsonOnly:
 
 
 def answer(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    rules: Sequence[str],
+    max_tokens: int,
+    temperature: float,
 ) -> list[Generation]:
-    """Continue one batch of prompts (token ids) with JSON only; greedy where ``temperature`` is 0, else seed 0."""
+    """Continue one batch of prompts (token ids), each by its grammar; greedy at ``temperature`` 0, else seed 0."""
     import torch
 
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -102,7 +106,7 @@ def answer(
             attention_mask=mask,
             max_new_tokens=max_tokens,
             pad_token_id=pad,
-            logits_processor=[JsonOnly(loaded, len(prompts))],
+            logits_processor=[Held(loaded, rules)],
             **sampling,
         )
     return [_decoded(tokenizer, row[width:].tolist(), len(one)) for row, one in zip(output, prompts, strict=True)]

@@ -1,7 +1,8 @@
 """Let a model answer StructEval tasks: any model of ``trimtab.models``, or any that inspect can reach.
 
 Covered: the official prompt as one user turn; greedy decoding; a bound on the length (recorded, with what it cut);
-appended as it comes, resumed where it stopped; a model in memory, vLLM, OpenAI-compatible servers; JSON only, if asked.
+appended as it comes, resumed where it stopped; a model in memory, vLLM, OpenAI-compatible servers; nothing but
+documents, if asked.
 Not covered: scoring, how decoding is constrained (``constrained.py``).
 
 This module alone of the room touches models, and only inside its functions.
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError, UsageError
-from trimtab.structeval import constrained, generations
+from trimtab.structeval import constrained, generations, grammars
 from trimtab.structeval.tasks import Task
 
 SERVED = ("openai/", "openai-api/", "vllm/", "sglang/", "ollama/", "hf/", "anthropic/", "google/", "mockllm/")
@@ -27,7 +28,7 @@ SERVED = ("openai/", "openai-api/", "vllm/", "sglang/", "ollama/", "hf/", "anthr
 @dataclass(frozen=True)
 class Settings:
     """How to decode. ``max_tokens`` bounds each answer; the reference has no bound, so cut answers are counted.
-    ``constrain``: allow JSON only (``constrained.py``)."""
+    ``constrain``: allow nothing but documents of the format (``constrained.py``)."""
 
     max_tokens: int = 2048
     temperature: float = 0.0
@@ -116,7 +117,8 @@ def _in_memory(name: str, todo: Sequence[Task], settings: Settings) -> Iterator[
         batch = fitting[start : start + settings.batch_size]
         if settings.constrain:
             ids = [render(loaded, chats[task.id]) for task in batch]
-            answers = constrained.answer(loaded, ids, settings.max_tokens, settings.temperature)
+            rules = [grammars.grammar(task.output_format, task.prompt) for task in batch]
+            answers = constrained.answer(loaded, ids, rules, settings.max_tokens, settings.temperature)
         else:
             answers = answer(loaded, [chats[task.id] for task in batch], how)
         for task, found in zip(batch, answers, strict=True):

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trimtab import models
 from trimtab.errors import UsageError
 from trimtab.models import LoadedModel
-from trimtab.structeval import constrained, generations, tasks
+from trimtab.structeval import constrained, generations, grammars, tasks
 from trimtab.structeval.generate import Settings, generate, run_key
 
 
@@ -75,30 +75,38 @@ def test_every_answer_is_json_or_the_beginning_of_it(tiny: Any, tmp_path: Path) 
 
 
 def test_a_row_that_is_over_does_not_disturb_the_others(tiny: Any) -> None:
-    processor = constrained.JsonOnly(tiny, 2)
+    processor = constrained.Held(tiny, [grammars.grammar("json", "")] * 2)
     vocabulary = tiny.model.get_output_embeddings().weight.shape[0]
     token = tiny.tokenizer.get_vocab()
     opened, closed = token["{"], token["}"]
     ids = torch.tensor([[1, 2], [1, 2]])
     scores = processor(ids, torch.zeros(2, vocabulary))
     assert scores[0, opened] == 0 and scores[0, closed] == -torch.inf
-    ids = torch.tensor([[1, 2, opened], [1, 2, opened]])
-    scores = processor(ids, torch.zeros(2, vocabulary))
+    written = [1, 2, opened]
+    for letter in '"":1':
+        written.append(token[letter] if letter != ":" else token[":"])
+        scores = processor(torch.tensor([written, written]), torch.zeros(2, vocabulary))
+        if letter == ":":
+            written.append(token["\u0120"])  # a space, as byte-level tokenizers write it
+            processor(torch.tensor([written, written]), torch.zeros(2, vocabulary))
     assert scores[0, closed] == 0
     end = tiny.model.generation_config.eos_token_id
-    processor(torch.tensor([[1, 2, opened, closed], [1, 2, opened, closed]]), torch.zeros(2, vocabulary))
-    last = torch.tensor([[1, 2, opened, closed, end], [1, 2, opened, closed, end]])
-    assert torch.isfinite(processor(last, torch.zeros(2, vocabulary))).all()
+    for last in (closed, end):
+        written.append(last)
+        scores = processor(torch.tensor([written, written]), torch.zeros(2, vocabulary))
+    assert torch.isfinite(scores).all()
 
 
 def test_a_vocabulary_that_cannot_write_json_is_refused(tiny: Any) -> None:
     with pytest.raises(UsageError, match="cannot be constrained"):
-        constrained.JsonOnly(tiny_model(), 1)
+        constrained.Held(tiny_model(), [grammars.grammar("json", "")])
 
 
 def test_other_formats_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="only JSON can be constrained"):
-        generate("tiny", [json_task(1), json_task(2, "YAML")], tmp_path / "a.jsonl", Settings(constrain=True))
+    with pytest.raises(UsageError, match="no grammar for a format"):
+        generate("tiny", [json_task(1), json_task(2, "SVG")], tmp_path / "a.jsonl", Settings(constrain=True))
+    with pytest.raises(UsageError, match="a server constrains JSON only"):
+        generate("vllm/x", [json_task(2, "YAML")], tmp_path / "a.jsonl", Settings(constrain=True))
 
 
 def test_without_llguidance_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
