@@ -114,12 +114,18 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 @click.command(
     epilog=examples(
         "trimtab harden demo --noise noise:up=0.037,down=0.057,layers=0-18 --out runs/hardened",
+        "trimtab harden demo --noise teal:0.5 --imitation 1 --cosine 0 --out runs/hardened-teal",
         "trimtab harden demo --noise none --cosine 0 --out runs/plain-dpo",
         "trimtab harden my-model --noise noise:up=0.05 --data preferences.jsonl --out runs/hardened",
     )
 )
 @click.argument("model")
-@click.option("--noise", required=True, help="noise:up=S,down=S,layers=FIRST-LAST (from `vet --search`), or none.")
+@click.option(
+    "--noise",
+    required=True,
+    help="What to train under: noise:up=S,down=S,layers=FIRST-LAST (from `vet --search`), the approximation that "
+    "you will ship (teal:0.5, a6), or none.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter.")
 @click.option("--data", type=click.Path(), help="JSONL: prompt, chosen, rejected, optional harmful.")
 @click.option("--pairs", type=click.IntRange(1), default=160, show_default=True, help="Requests of the bundled set.")
@@ -150,10 +156,13 @@ def harden(model: str, out: Path, all_layers: bool, as_json: bool, **given: Any)
     from dataclasses import asdict, replace
 
     from trimtab.approximation.naming import LayerRange
+    from trimtab.errors import UsageError
     from trimtab.vetting.harden import HardenSettings, noise_of
     from trimtab.vetting.harden import harden as train
 
     noise = noise_of(given["noise"])
+    if all_layers and noise is None:
+        raise UsageError("--all-layers widens noise", seen=given["noise"], fix="leave it out")
     if all_layers and noise is not None:
         given["noise"] = replace(noise, layers=LayerRange()).label
     settings = HardenSettings(model=model, **given)

@@ -1,5 +1,9 @@
 """QuadA: preference training under the worst noise, so that refusals survive approximated activations.
 
+The study trains under noise, as a stand-in for every approximation. Here the approximation that will be shipped can be
+named instead (ours): the policy then trains under that, and functions whose derivative is zero (rounding) pass
+gradients straight through (Bengio et al. 2013).
+
     loss = DPO(policy with noise in its sensitive layers, clean frozen reference)
            - lambda * mean cosine between first-layer activations of harmful prompts
        + imitation * negative log-likelihood of the preferred replies under noise        (ours, not in QuadA)
@@ -27,13 +31,16 @@ from trl import DPOConfig, DPOTrainer
 
 from trimtab import models
 from trimtab.approximation.apply import install
+from trimtab.approximation.calibration import collect, default_rows
 from trimtab.approximation.naming import parse
 from trimtab.approximation.noise import Noise
 from trimtab.approximation.sites import base_of, find_sites
-from trimtab.approximation.technique import Rows, Subject
+from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ModelError, UsageError
 from trimtab.models import LoadedModel
 from trimtab.vetting.preferences import Preference, bundled, from_file
+
+MOVING = 0.1  # share of coordinates with a derivative below which a function counts as rounding
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class HardenSettings:
     """One hardening run.
 
     Attributes:
-        noise: a ``noise:...`` name, or "none" (plain DPO). beta, learning_rate, steps, batch_size, rank: as TRL, PEFT.
+        noise: what the policy trains under: ``noise:...`` (published), any other approximation, or "none" (plain DPO).
+        beta, learning_rate, steps, batch_size, rank: as TRL, PEFT.
         cosine: weight of the cosine term. imitation: weight of imitating the preferred replies.
         pairs: requests of the bundled set. two_sided: innocent twins too.
     """
@@ -148,10 +156,10 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
     """Train an adapter that refuses under noise, and save it in ``out``.
 
     Raises:
-        UsageError: an output folder that holds an adapter, a name that is not noise, a batch without pairs for the
+        UsageError: an output folder that holds an adapter, an unknown approximation, a batch without pairs for the
             cosine term. DataError: as ``preferences``. ModelError: an adapter that does not reload to the same logits.
     """
-    noise = noise_of(settings.noise)
+    techniques = [] if settings.noise == "none" else parse(settings.noise)
     if settings.cosine and settings.batch_size < 2:
         raise UsageError("the cosine term needs two prompts in a batch", seen="batch size 1", fix="--batch-size 4")
     if (out / "adapter_model.safetensors").is_file():
@@ -166,8 +174,13 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
     trainer, rows = make_trainer(loaded, preferences, settings, out)
     base = base_of(trainer.model)
     layers = find_sites(base)
-    subject = Subject(base, layers, rows, _no_calibration)
-    undo = install(base, layers, noise.edits(subject) if noise is not None else [], rows)
+    subject = Subject(base, layers, rows, lambda: collect(base, layers, default_rows(loaded.tokenizer)))
+    edits = [
+        edit if isinstance(technique, Noise) else straight_through(edit)
+        for technique in techniques
+        for edit in technique.edits(subject)
+    ]
+    undo = install(base, layers, edits, rows)
     try:
         outcome = trainer.train()
     finally:
@@ -183,18 +196,29 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
 
 
 def noise_of(name: str) -> Noise | None:
-    """The noise that a name stands for; None for "none".
+    """The one noise that a name stands for; None where it is anything else."""
+    found = [] if name == "none" else parse(name)
+    return found[0] if len(found) == 1 and isinstance(found[0], Noise) else None
 
-    Raises:
-        UsageError: another technique: hardening is against noise, which stands for all of them.
+
+def straight_through(edit: Edit) -> Edit:
+    """The edit itself where its function has a derivative; a rounding one gets that of x -> x.
+
+    Rounding moves only where its largest value does, so it is told by how few coordinates have a derivative.
     """
-    if name == "none":
-        return None
-    found = parse(name)
-    if len(found) != 1 or not isinstance(found[0], Noise):
-        fix = "write, say, noise:up=0.04,down=0.05,layers=0-18, or none"
-        raise UsageError("hardening trains against noise", seen=name, fix=fix)
-    return found[0]
+    if edit.site in ("activation", "softmax", "norm"):
+        return edit  # polynomials; x -> x would be wrong there
+    function = edit.function
+    probe = torch.linspace(-2.0, 2.0, 64).reshape(1, 1, 64).requires_grad_(True)
+    with torch.enable_grad():
+        try:
+            changed = function(probe)
+        except RuntimeError:  # it is made for the site's own width: scales for each channel, before rounding
+            share = 0.0
+        else:
+            slope = torch.autograd.grad(changed.sum(), probe)[0] if changed.requires_grad else torch.zeros(1)
+            share = float((slope != 0).float().mean())
+    return edit if share > MOVING else edit._replace(function=lambda x: x + (function(x) - x).detach())
 
 
 def make_trainer(
@@ -274,7 +298,3 @@ def verify(folder: Path, model: Any, loaded: LoadedModel) -> None:
         gap = float((model(input_ids=ids).logits.float() - again.model(input_ids=ids).logits.float()).abs().max())
     if gap > 1e-2:
         raise ModelError("the saved adapter does not give the logits of the model in memory", seen=f"gap {gap:.3g}")
-
-
-def _no_calibration() -> Any:
-    raise UsageError("noise needs no calibration")

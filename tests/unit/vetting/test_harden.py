@@ -8,13 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from trl import DPOTrainer
 
 from trimtab.approximation.apply import active_label
+from trimtab.approximation.quantization import round_symmetric
+from trimtab.approximation.sparsity import zero_below
+from trimtab.approximation.technique import Edit, Rows
 from trimtab.errors import DataError, UsageError
 from trimtab.models import LoadedModel
 from trimtab.vetting import preferences
-from trimtab.vetting.harden import HardeningTrainer, HardenSettings, cosine_term, harden, make_trainer, noise_of
+from trimtab.vetting.harden import (
+    HardeningTrainer,
+    HardenSettings,
+    cosine_term,
+    harden,
+    make_trainer,
+    noise_of,
+    straight_through,
+)
 from trimtab.vetting.preferences import Preference
 
 ROWS = [
@@ -96,11 +108,35 @@ def test_each_step_draws_other_noise(tiny: LoadedModel, tmp_path: Path) -> None:
     assert isinstance(trainer, HardeningTrainer)
 
 
-@pytest.mark.parametrize("name", ["a8", "teal:0.5", "noise:up=0.1+a8"])
-def test_only_noise_is_trained_against(name: str) -> None:
-    with pytest.raises(UsageError, match="against noise"):
-        noise_of(name)
-    assert noise_of("none") is None
+@pytest.mark.parametrize("name", ["a4", "teal:0.5", "smoothquant:4", "bolt", "a8+kv8"])
+def test_any_approximation_can_be_trained_against(tiny: LoadedModel, name: str, tmp_path: Path) -> None:
+    assert noise_of(name) is None and noise_of("none") is None and noise_of("noise:up=0.1") is not None
+    data = tmp_path / "preferences.jsonl"
+    data.write_text("\n".join(json.dumps(row.__dict__) for row in ROWS))
+    found = harden(replace(SETTINGS, data=str(data), noise=name, imitation=1.0), tmp_path / "adapter", loaded=tiny)
+    assert found.steps == 2 and active_label(tiny.model) == ""
+    moved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(torch.isfinite(value).all() for value in moved.values())
+    assert all(float(value.abs().max()) > 0 for key, value in moved.items() if "lora_B" in key)  # gradients passed
+
+
+def test_rounding_passes_gradients_straight_through_and_sparsity_its_own() -> None:
+    x = torch.linspace(-1.0, 1.0, 24).reshape(1, 2, 12).requires_grad_(True)
+    rounded = straight_through(Edit(0, "up", lambda value: round_symmetric(value, 4)))
+    assert torch.equal(rounded.function(x).detach(), round_symmetric(x, 4).detach()) or torch.allclose(
+        rounded.function(x), round_symmetric(x, 4), atol=1e-6
+    )
+    weights = torch.arange(24.0).reshape(1, 2, 12)
+    (slope,) = torch.autograd.grad((weights * rounded.function(x)).sum(), x)
+    assert torch.equal(slope, weights)
+    cut = straight_through(Edit(0, "up", zero_below(0.5, 1.0, Rows())))
+    (slope,) = torch.autograd.grad((weights * cut.function(x)).sum(), x)
+    assert torch.equal(slope, weights * (x.abs() > 0.5))
+    scaled = straight_through(Edit(0, "up", lambda value: round_symmetric(value / torch.ones(12), 4)))
+    (slope,) = torch.autograd.grad((weights * scaled.function(x)).sum(), x)
+    assert torch.equal(slope, weights)
+    poly = Edit(0, "activation", torch.round)
+    assert straight_through(poly) is poly  # x -> x is no activation
 
 
 def test_the_cosine_term_needs_two_prompts(tmp_path: Path) -> None:
