@@ -69,6 +69,20 @@ def read(model: Any, batch: PrefixedBatch, **options: Any) -> Any:
     )
 
 
+def reply_logits(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> list[Tensor]:
+    """For each row (ids of a prompt, ids of its reply) the logits that predict the reply: reply tokens x vocabulary.
+
+    Float32, differentiable; only the replies' positions pass through the output layer.
+    """
+    fed = [[*prompt, *reply[:-1]] for prompt, reply in rows]
+    longest = min(len(prompt) for prompt, _ in rows) - 1
+    shared = min(shared_length(fed), longest) if supports(model) else 0
+    batch = collate(fed, pad_id, shared).to(model.device)
+    width = max(len(reply) for _, reply in rows)
+    logits = read(model, batch, logits_to_keep=width).logits.float()
+    return [logits[index, width - len(reply) :] for index, (_, reply) in enumerate(rows)]
+
+
 def expanded_prefix(model: Any, prefix: Tensor, rows: int) -> Any:
     """Keys and values of the prefix, read once and seen by every row."""
     cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).cache

@@ -160,14 +160,9 @@ def measured_logits(loaded: LoadedModel, rows: Sequence[TokenisedAnchor], at_onc
 
 def reply_logits(loaded: LoadedModel, rows: Sequence[TokenisedAnchor]) -> list[Tensor]:
     """For each row the logits that predict its reply: reply tokens x vocabulary (float32, differentiable)."""
-    fed = [row.prompt + row.reply[:-1] for row in rows]
-    longest = min(len(row.prompt) for row in rows) - 1
-    shared = min(prefix.shared_length(fed), longest) if prefix.supports(loaded.model) else 0
-    pad = loaded.tokenizer.pad_token_id or 0
-    batch = prefix.collate(fed, pad, shared).to(loaded.device)
-    width = max(len(row.reply) for row in rows)
-    logits = prefix.read(loaded.model, batch, logits_to_keep=width).logits.float()
-    return [logits[index, width - len(row.reply) :] for index, row in enumerate(rows)]
+    return prefix.reply_logits(
+        loaded.model, [(row.prompt, row.reply) for row in rows], loaded.tokenizer.pad_token_id or 0
+    )
 
 
 def row_divergence(target: Tensor, logits: Tensor) -> Tensor:

@@ -67,9 +67,8 @@ def ordinary_pieces(tokenizer: Any, tokens: int) -> list[list[int]]:
     return rows[:: max(1, len(rows) // PIECES)][:PIECES]
 
 
-def row_nats(loaded: LoadedModel, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> list[float]:
-    """Mean -log p of each row's tokens after its first ``starts`` (1 unless given); infinity where it is not finite."""
-    starts = starts if starts is not None else [1] * len(rows)
+def row_nats(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> list[float]:
+    """Mean -log p of each row's tokens after its first; infinity where the model gives no finite number."""
     found = [math.inf] * len(rows)
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     with torch.inference_mode():
@@ -81,13 +80,10 @@ def row_nats(loaded: LoadedModel, rows: Sequence[Sequence[int]], starts: Sequenc
             for line, place in enumerate(chosen):
                 ids[line, : len(rows[place])] = torch.tensor(list(rows[place]))
                 mask[line, : len(rows[place])] = 1
-            told = mask.clone()
-            for line, place in enumerate(chosen):
-                told[line, : starts[place]] = 0
-            ids, mask, told = ids.to(loaded.device), mask.to(loaded.device), told[:, 1:].to(loaded.device)
+            ids, mask = ids.to(loaded.device), mask.to(loaded.device)
             logits = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            means = (losses * told).sum(1) / told.sum(1)  # rows
+            means = (losses * mask[:, 1:]).sum(1) / mask[:, 1:].sum(1)  # rows
             for place, value in zip(chosen, means.tolist(), strict=True):
                 found[place] = value if math.isfinite(value) else math.inf
     return found

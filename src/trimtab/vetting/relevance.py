@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from trimtab import data
+from trimtab import data, prefix
 from trimtab.generation import GenerationSettings, generate, render
 from trimtab.models import LoadedModel
-from trimtab.vetting.fluency import LEAST_TOKENS, row_nats
+from trimtab.vetting.fluency import BATCH, LEAST_TOKENS
 
 OTHERS = 4  # other questions that an answer is read under
 QUESTIONS = 96  # bundled instructions that the limit comes from
@@ -71,22 +71,32 @@ def relevance(
     """
     tokenizer: Any = loaded.tokenizer
     draw = random.Random(0)
-    rows: list[list[int]] = []
-    starts: list[int] = []
+    rows: list[tuple[list[int], list[int]]] = []
     places: list[int] = []  # of the answers that can be told
     prompts = {text: render(loaded, [{"role": "user", "content": text}]) for text in {*asked, *among}}
     for place, (question, answer) in enumerate(zip(asked, answers, strict=True)):
-        said = tokenizer(answer, add_special_tokens=False)["input_ids"][:tokens]
+        said: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"][:tokens]
         others = sorted(set(among) - {question})
-        if len(said) < LEAST_TOKENS or not others:
-            continue
-        places.append(place)
-        for text in (question, *draw.choices(others, k=OTHERS)):
-            rows.append([*prompts[text], *said])
-            starts.append(len(prompts[text]))
-    nats = row_nats(loaded, rows, starts)
+        if len(said) >= LEAST_TOKENS and others:
+            places.append(place)
+            rows += [(prompts[text], said) for text in (question, *draw.choices(others, k=OTHERS))]
+    nats = reply_nats(loaded, rows)
     found: list[float | None] = [None] * len(answers)
     for number, place in enumerate(places):
         own, *foreign = nats[number * (OTHERS + 1) : (number + 1) * (OTHERS + 1)]
         found[place] = sum(foreign) / OTHERS - own
+    return found
+
+
+def reply_nats(loaded: LoadedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """Mean -log p a token of each reply after its prompt (both token ids)."""
+    found = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda place: sum(map(len, rows[place])))
+    with torch.inference_mode():
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            logits = prefix.reply_logits(loaded.model, [rows[place] for place in chosen], loaded.tokenizer.pad_token_id)
+            for place, told in zip(chosen, logits, strict=True):
+                reply = torch.tensor(rows[place][1], device=told.device)
+                found[place] = float(torch.nn.functional.cross_entropy(told, reply))
     return found

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny import TEMPLATE, tiny_model
+from transformers import LlamaConfig
 
 from trimtab.models import LoadedModel
 from trimtab.vetting import relevance as module
-from trimtab.vetting.fluency import row_nats
-from trimtab.vetting.relevance import Relevance, relevance
+from trimtab.vetting.relevance import Relevance, relevance, reply_nats
 from trimtab.vetting.sweep import scrutinise, sound
 
 WORDS = 40
@@ -24,10 +24,13 @@ class _Echo:
 
     device = torch.device("cpu")
 
-    def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+    config = LlamaConfig(sliding_window=8)  # so that rows are read whole
+
+    def __call__(self, input_ids: torch.Tensor, logits_to_keep: int, **_: object) -> SimpleNamespace:
         seen = torch.nn.functional.one_hot(input_ids, WORDS).cumsum(1) > 0  # rows x width x words
         told = seen.sum(-1, keepdim=True)
-        return SimpleNamespace(logits=torch.where(seen, 0.9 / told, 0.1 / (WORDS - told)).log())
+        logits = torch.where(seen, 0.9 / told, 0.1 / (WORDS - told)).log()
+        return SimpleNamespace(logits=logits[:, -logits_to_keep:])
 
 
 class _Tokenizer:
@@ -77,13 +80,13 @@ def test_the_limit_separates_own_answers_from_swapped_ones(echo: LoadedModel, mo
     assert max(value or 0.0 for value in foreign) < judge.limit + 1e-6  # equal to it, but for rounding
 
 
-def test_rows_are_read_after_their_start() -> None:
+def test_replies_are_read_as_transformers_reads_them() -> None:
     loaded = tiny_model()
-    rows = [[2, 5, 6, 7, 8, 9], [2, 7, 9, 4]]
-    for row, start, found in zip(rows, (3, 2), row_nats(loaded, rows, [3, 2]), strict=True):
-        labels = torch.tensor([[-100] * start + row[start:]])
+    rows = [([2, 5, 6, 7], [8, 9]), ([2, 5, 6], [9, 4, 11]), ([2, 5, 6, 10, 12], [7])]
+    for (prompt, reply), found in zip(rows, reply_nats(loaded, rows), strict=True):
+        labels = torch.tensor([[-100] * len(prompt) + reply])
         with torch.no_grad():
-            loss = loaded.model(input_ids=torch.tensor([row]), labels=labels).loss
+            loss = loaded.model(input_ids=torch.tensor([prompt + reply]), labels=labels).loss
         assert found == pytest.approx(float(loss), rel=1e-5)
 
 
