@@ -56,7 +56,7 @@ def run_lanes(lanes: Sequence[Sequence[Stage]], logs: Path) -> None:
         while any(lane.stage for lane in running):
             for lane in running:
                 busy = sum(other.stage is not None for other in running)
-                _advance(lane, logs, max(1, (os.cpu_count() or 1) // max(1, busy)))
+                _advance(lane, logs, max(1, cores() // max(1, busy)))
             shown = _show(running, logs, shown)
             time.sleep(_POLL_SECONDS)
     finally:
@@ -66,6 +66,12 @@ def run_lanes(lanes: Sequence[Sequence[Stage]], logs: Path) -> None:
                 lane.process.wait(timeout=20)
         if sys.stderr.isatty() and shown:
             print(file=sys.stderr)
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine has in a container or under ``taskset``."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _advance(lane: _Lane, logs: Path, threads: int) -> None:

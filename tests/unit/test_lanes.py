@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from trimtab import lanes
 from trimtab.errors import TrimtabError
 from trimtab.lanes import Stage, run_lanes
 
@@ -23,7 +24,7 @@ def scripts_for_commands(monkeypatch: pytest.MonkeyPatch) -> None:
         return real([sys.executable, "-c", command[-1]], **options)
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(lanes, "cores", lambda: 4)
 
 
 def script(folder: Path, name: str, wait_for: str | None = None) -> Stage:

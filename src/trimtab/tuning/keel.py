@@ -51,7 +51,9 @@ class KeelRule:
         check_every: steps between two looks.
         calm_rows: anchors of each side in a glance.
         calm_after: calm looks in a row before glances suffice.
-        settle_rounds: most looks after the last update.
+        settle_rounds: most looks after the last update. Where they end without calm, every correction having undone a
+            part of the one before, the parameters become their mean over the second half of the rounds (Polyak and
+            Juditsky 1992), which takes one copy of what is trained.
         settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
     """
 
@@ -63,7 +65,7 @@ class KeelRule:
     check_every: int = 1
     calm_rows: int = 2
     calm_after: int = 8
-    settle_rounds: int = 12
+    settle_rounds: int = 24
     settle_calm: int = 3
     name: str = "keel"
 
@@ -78,8 +80,13 @@ class KeelRule:
 
     def finish(self, step: Step) -> list[Report]:
         reports: list[Report] = []
+        summed: dict[str, Tensor] = {}
         while len(reports) < self.settle_rounds and not self._settled(reports):
             reports.append(self._hold(step))
+            if len(reports) > self.settle_rounds // 2:
+                add_to(summed, step.parameters)
+        if summed and not self._settled(reports):
+            place_mean(summed, step.parameters, len(reports) - self.settle_rounds // 2)
         return reports
 
     def tensors(self) -> dict[str, Tensor]:
@@ -181,3 +188,18 @@ class KeelRule:
             removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
             shift=shrink * length,
         )
+
+
+@torch.no_grad()
+def add_to(summed: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Add the parameters' present values, in float32 at least."""
+    for name, parameter in parameters.items():
+        value = parameter.detach().float() if parameter.dtype.itemsize < 4 else parameter.detach()
+        summed[name] = summed[name] + value if name in summed else value.clone()
+
+
+@torch.no_grad()
+def place_mean(summed: Mapping[str, Tensor], parameters: Mapping[str, Tensor], count: int) -> None:
+    """Give every parameter its mean over so many values."""
+    for name, parameter in parameters.items():
+        parameter.copy_(summed[name] / count)

@@ -13,7 +13,16 @@ from trimtab.tuning.rivals.recipes import RECIPES, Recipe
 NO_GUARD = "none"
 #: Options by guard, without the prefix ``guard_``.
 RULE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "keel": ("rows", "answer_rows", "margin", "decision_tokens", "check_every", "calm_rows", "calm_after"),
+    "keel": (
+        "rows",
+        "answer_rows",
+        "margin",
+        "decision_tokens",
+        "check_every",
+        "calm_rows",
+        "calm_after",
+        "settle_rounds",
+    ),
     "keel-patient": (
         "rows",
         "answer_rows",
@@ -21,6 +30,7 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "decision_tokens",
         "calm_rows",
         "calm_after",
+        "settle_rounds",
         "calm_looks",
         "longest_pause",
     ),
@@ -55,6 +65,9 @@ class GuardArguments:
     )
     guard_calm_after: int | None = field(
         default=None, metadata={"help": "keel: calm looks in a row before glances suffice (8)."}
+    )
+    guard_settle_rounds: int | None = field(
+        default=None, metadata={"help": "keel: most looks after the last update (24)."}
     )
     guard_calm_looks: int | None = field(
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}

@@ -1,0 +1,76 @@
+"""After the last update: calm ends it at once; without calm the parameters become the mean of the later rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tests.unit.tuning.test_keel_glances import RULE, Run
+
+from trimtab.tuning.keel import KeelRule
+
+
+def watched(run: Run) -> list[list[np.ndarray]]:
+    """Every round's parameters, as they are after its correction."""
+    seen: list[list[np.ndarray]] = []
+    hold = run.guard.rule._hold  # type: ignore[attr-defined]
+
+    def keep(step: object) -> object:
+        report = hold(step)
+        seen.append([parameter.detach().numpy().copy() for parameter in run.loaded.model.parameters()])
+        return report
+
+    run.guard.rule._hold = keep  # type: ignore[attr-defined]
+    return seen
+
+
+def test_without_calm_the_parameters_are_the_mean_of_the_second_half() -> None:
+    run = Run(0.0, KeelRule(**RULE, settle_rounds=6, margin=1e-6, largest_shift=0.02))
+    run.step()
+    run.disturb()
+    seen = watched(run)
+    run.guard.finish()
+    run.patch.undo()
+    assert len(seen) == 6 and all(report.acted for report in run.guard.history[-6:])
+    for place, parameter in enumerate(run.loaded.model.parameters()):
+        expected = np.mean([values[place] for values in seen[3:]], axis=0)
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, atol=1e-6)
+        assert seen[3][place].tolist() != seen[5][place].tolist() or not np.any(seen[3][place])
+
+
+def test_calm_ends_it_and_leaves_the_parameters_alone() -> None:
+    run = Run(0.0, KeelRule(**RULE, settle_rounds=6, settle_calm=3))
+    run.step()
+    before = [parameter.detach().clone() for parameter in run.loaded.model.parameters()]
+    seen = watched(run)
+    run.guard.finish()
+    run.patch.undo()
+    assert len(seen) == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, run.loaded.model.parameters(), strict=True))
+
+
+def test_calm_at_the_very_end_is_calm_too() -> None:
+    """Corrections first, then calm within the rounds: the last state stands, not a mean with what came before."""
+    run = Run(0.0, KeelRule(**RULE, settle_rounds=200, margin=0.5))
+    run.step()
+    run.disturb()
+    seen = watched(run)
+    run.guard.finish()
+    run.patch.undo()
+    assert 3 < len(seen) < 200 and run.guard.history[-len(seen)].acted
+    assert all(
+        np.array_equal(a.detach().numpy(), b) for a, b in zip(run.loaded.model.parameters(), seen[-1], strict=True)
+    )
+
+
+def test_rounds_of_zero_and_one_change_nothing_by_averaging() -> None:
+    for rounds in (0, 1):
+        run = Run(0.0, KeelRule(**RULE, settle_rounds=rounds, margin=1e-6))
+        run.step()
+        run.disturb()
+        seen = watched(run)
+        run.guard.finish()
+        run.patch.undo()
+        assert len(seen) == rounds
+        if seen:
+            assert all(np.array_equal(a.detach().numpy(), b)
+                       for a, b in zip(run.loaded.model.parameters(), seen[-1], strict=True))  # fmt: skip
