@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -90,19 +91,20 @@ class Batcher:
             flight: list[Request] = []
 
             def take(count: int, taken: list[Request] = flight, alike: GenerationSettings = settings) -> list[Prompt]:
-                found = self._take(count, alike)
+                found = self._take(count, alike, loop)
                 taken.extend(found)
                 return [Prompt(request, request.ids) for request in found]
 
             def done(prompt: Prompt, found: Generation) -> None:
                 if self.keep is not None:
                     self.keep(prompt.key, found)
-                loop.call_soon_threadsafe(self._deliver, prompt.key, found)
+                with suppress(RuntimeError):  # that loop has ended, and whoever waited with it
+                    loop.call_soon_threadsafe(self._deliver, prompt.key, found)
 
             try:
                 await self.in_thread(lambda: answer(self.loaded, take, done, settings))
             except Exception as error:  # noqa: BLE001 - passed on to whoever waits for these answers
-                for request in flight or self._take(len(self._waiting), settings):
+                for request in flight or self._take(len(self._waiting), settings, loop):
                     if not request.answer.done():
                         request.answer.set_exception(error)
             await asyncio.sleep(0)
@@ -128,9 +130,15 @@ class Batcher:
             self._waiting = [request for request in self._waiting if not request.answer.done()]
             return self._waiting[0].settings if self._waiting else None
 
-    def _take(self, count: int, settings: GenerationSettings) -> list[Request]:
-        """The shortest waiting chats with these settings, so many at most."""
+    def _take(self, count: int, settings: GenerationSettings, loop: asyncio.AbstractEventLoop) -> list[Request]:
+        """The shortest waiting chats with these settings, so many at most.
+
+        None where another event loop has begun since: the thread may still be busy for the last one, and what it took
+        now would be answered to nobody.
+        """
         with self._lock:
+            if self._loop is not loop:
+                return []
             alike = [request for request in self._waiting if request.settings == settings and not request.answer.done()]
             chosen = sorted(alike, key=lambda request: len(request.ids))[:count]
             taken = set(map(id, chosen))

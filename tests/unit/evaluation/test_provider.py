@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def counted(loaded: LoadedModel, take: Any, done: Any, settings: GenerationSettings) -> None:
         def taking(count: int) -> Any:
             found = take(count)
+            assert all(prompt.key.settings == settings for prompt in found)
             sizes.extend([len(found)] if found else [])
             return found
 
@@ -48,7 +50,7 @@ def test_concurrent_calls_share_batches_and_keep_their_answers(tiny: LoadedModel
     texts = ["please help", "bake a cake", "how is the weather today", "route this message", "steal second base"] * 4
     model = provider_for(tiny, batch_size=8)
     outputs = ask(model, texts)
-    assert sum(batches) == 20 and max(batches) == batches[0] == 8
+    assert sum(batches) == 20 and max(batches) <= 8
     chats = [[{"role": "user", "content": text}] for text in texts]
     expected = generate(tiny, chats, GenerationSettings(max_new_tokens=4, batch_size=8))
     assert [output.completion for output in outputs] == [answer.text for answer in expected]
@@ -58,7 +60,33 @@ def test_another_event_loop_works_on_the_same_model(tiny: LoadedModel, batches: 
     model = provider_for(tiny)
     first, second = ask(model, ["please help"] * 3), ask(model, ["please help"] * 3)
     assert [o.completion for o in first] == [o.completion for o in second]
-    assert batches == [3, 3]
+    assert sum(batches) == 6
+
+
+def test_a_run_that_is_not_over_takes_nothing_from_the_next_event_loop(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread asks for more after the first loop has ended and the second has asked."""
+    late: list[int] = []
+
+    def lingering(loaded: LoadedModel, take: Any, done: Any, settings: GenerationSettings) -> None:
+        generation.answer(loaded, take, done, settings)
+        time.sleep(0.5)
+        more = take(8)
+        late.append(len(more))
+        for prompt in more:
+            done(prompt, Generation("late", 1, 1, False))
+
+    monkeypatch.setattr(batching, "answer", lingering)
+    model = provider_for(tiny)
+
+    async def limited() -> list[Any]:
+        calls = [model.api.generate([ChatMessageUser(content="please help")], [], "none", SHORT) for _ in range(3)]
+        return await asyncio.wait_for(asyncio.gather(*calls), timeout=30)
+
+    first, second = asyncio.run(limited()), asyncio.run(limited())
+    assert [o.completion for o in first] == [o.completion for o in second]
+    assert late[0] == 0
 
 
 def test_different_settings_never_share_a_batch(tiny: LoadedModel, batches: list[int]) -> None:
@@ -70,7 +98,7 @@ def test_different_settings_never_share_a_batch(tiny: LoadedModel, batches: list
         return await asyncio.gather(*calls)
 
     outputs = asyncio.run(together())
-    assert batches == [3, 3]
+    assert sum(batches) == 6 and len(batches) > 1
     assert all(output.usage.output_tokens <= 2 for output in outputs[1::2])
 
 
