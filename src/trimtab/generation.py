@@ -18,6 +18,7 @@ from trimtab.models import LoadedModel, require_chat_template
 
 Message = dict[str, str]
 CONTEXT_TO_FIT = 1024  # tokens of a row, prompt and answer, that memory is planned for
+USUAL_ROWS = 16  # where a configuration does not say how large keys and values are
 MOST_ROWS = 64  # more rows gain little, and a killed run loses the answers in flight
 
 
@@ -56,10 +57,12 @@ def fitting_rows(loaded: LoadedModel, tokens: int = CONTEXT_TO_FIT, most: int = 
     twice as long as one of 16 (docs/results/throughput.md).
     """
     config: Any = loaded.model.config.get_text_config()
-    heads = config.num_attention_heads
+    heads, layers = getattr(config, "num_attention_heads", None), getattr(config, "num_hidden_layers", None)
+    if not heads or not layers:
+        return min(most, USUAL_ROWS)
     kept = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    row = 2 * config.num_hidden_layers * kept * size * loaded.model.dtype.itemsize * tokens  # bytes of keys and values
+    row = 2 * layers * kept * size * loaded.model.dtype.itemsize * tokens  # bytes of keys and values
     return int(min(most, max(1, _free_memory(loaded.model.device) // (4 * row))))
 
 

@@ -131,11 +131,11 @@ class Slots:
         for layer, (keys, values) in zip(self.cache.layers, reading.layers, strict=True):
             layer.put(where, keys, values)
 
-    def start(self, reading: Reading, cache: Any = None) -> None:
+    def start(self, reading: Reading) -> None:
         """The first prompts: their keys and values become the slots."""
         from transformers import DynamicCache
 
-        self.cache = cache or DynamicCache(config=self.model.config)
+        self.cache = DynamicCache(config=self.model.config)
         self.cache.layers = [SlotLayer(keys, values) for keys, values in reading.layers]
         self.mask = reading.mask
 

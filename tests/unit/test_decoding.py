@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from trimtab import decoding, prefix, slots
+from trimtab import decoding, generation, prefix, slots
 from trimtab.approximation import approximate
 from trimtab.decoding import Limits, choose
 from trimtab.generation import GenerationSettings, Prompt, generate_ids
+from trimtab.models import LoadedModel
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0,
@@ -169,16 +171,31 @@ def test_what_is_not_supported_goes_through_the_models_own_generate(monkeypatch:
     assert generate_ids(loaded, asked, settings) == ours
 
 
-@pytest.mark.parametrize("name", ["teal:0.3", "a8", "kv8"])
-def test_approximated_models_answer_as_they_do_alone(name: str) -> None:
-    torch.manual_seed(4)
+@pytest.mark.parametrize("name", ["teal:0.3", "a8", "kv8", "noise:up=0.05,down=0.05", "bolt+a8"])
+def test_approximated_models_answer_as_their_own_generate_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TEAL treats prompt and reply differently, noise goes by positions: both must see the same rows either way."""
     loaded = tiny_model(seed=3)
     asked = prompts(12)
-    settings = GenerationSettings(max_new_tokens=10)
+    settings = GenerationSettings(max_new_tokens=10, batch_size=4)
     with approximate(loaded, name):
-        alone = [generate_ids(loaded, [ids], settings)[0] for ids in asked]
-        together = generate_ids(loaded, asked, GenerationSettings(max_new_tokens=10, batch_size=4))
-    assert together == alone
+        assert decoding.supports(loaded.model)
+        together = generate_ids(loaded, asked, settings)
+        monkeypatch.setattr(decoding, "supports", lambda model: False)
+        own = [generate_ids(loaded, [ids], settings)[0] for ids in asked]
+    assert together == own
+    assert len({answer.text for answer in own}) > 1
+
+
+def test_batches_are_sized_by_memory_and_never_fail_for_want_of_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model()  # 2 x 2 layers x 2 heads x 8 x 4 bytes = 256 a token, 262,144 for 1,024
+    monkeypatch.setattr(generation, "_free_memory", lambda device: 10 * 4 * 262_144)
+    assert generation.fitting_rows(loaded) == 10
+    monkeypatch.setattr(generation, "_free_memory", lambda device: 1)
+    assert generation.fitting_rows(loaded) == 1
+    monkeypatch.setattr(generation, "_free_memory", lambda device: 10**15)
+    assert generation.fitting_rows(loaded) == generation.MOST_ROWS
+    bare = SimpleNamespace(config=SimpleNamespace(get_text_config=SimpleNamespace))  # recurrent: no attention heads
+    assert generation.fitting_rows(LoadedModel(model=bare, tokenizer=None, name="x")) == generation.USUAL_ROWS  # type: ignore[arg-type]
 
 
 def test_the_remembered_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -98,8 +97,8 @@ class Batcher:
             def done(prompt: Prompt, found: Generation) -> None:
                 if self.keep is not None:
                     self.keep(prompt.key, found)
-                with suppress(RuntimeError):  # that loop has ended, and whoever waited with it
-                    loop.call_soon_threadsafe(self._deliver, prompt.key, found)
+                # Raises where that loop is over, which stops work that nobody waits for.
+                loop.call_soon_threadsafe(self._deliver, prompt.key, found)
 
             try:
                 await self.in_thread(lambda: answer(self.loaded, take, done, settings))

@@ -70,9 +70,8 @@ class TrimtabAPI(ModelAPI):
         self.loaded = loaded if loaded is not None else load(model_name, **model_args)
         rows = int(batch_size or fitting_rows(self.loaded))
         self.journal = journal
-        self.batcher = Batcher(
-            self.loaded, rows, on_answers, min(expected, rows * BATCHES_IN_FLIGHT), self._keep if journal else None
-        )
+        keep = self._keep if journal is not None else None
+        self.batcher = Batcher(self.loaded, rows, on_answers, min(expected, rows * BATCHES_IN_FLIGHT), keep)
         self._fingerprint: dict[str, str] | None = None
 
     async def generate(

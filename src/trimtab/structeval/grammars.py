@@ -90,15 +90,14 @@ NL: "\n"
 def _csv(_: str) -> str:
     lines = [
         f"start: {' | '.join(f'table{n}' for n in range(1, COLUMNS + 1))}",
-        "table1: HEAD (NL FULL)+ NL?",
-        'HEAD: /[^",\\r\\n\\s\\x00][^",\\r\\n\\x00]*/ | /"(?:[^"\\x00\\s]|"")(?:[^"\\x00]|"")*"/',
+        "table1: FULL (NL FULL)+ NL?",
         'FULL: /[^",\\r\\n\\s\\x00][^",\\r\\n\\x00]*/ | /"(?:[^"\\x00\\s]|"")(?:[^"\\x00]|"")*"/',
         'CELL: /[^",\\r\\n\\x00]*/ | /"(?:[^"\\x00]|"")*"/',
         'NL: "\\n"',
     ]
     for count in range(2, COLUMNS + 1):
         more = count - 1
-        lines.append(f'table{count}: HEAD ("," HEAD){{{more}}} (NL row{count})+ NL?')
+        lines.append(f'table{count}: FULL ("," FULL){{{more}}} (NL row{count})+ NL?')
         lines.append(f'row{count}: CELL ("," CELL){{{more}}}')
     return "\n".join(lines) + "\n"
 

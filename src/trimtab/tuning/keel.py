@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trimtab.anchors import SafetyAnchors, Side
-from trimtab.errors import GuardError
+from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.surgery import joint_step
 from trimtab.tuning.rules import Report, Step, gradients_of, inner_product
 
@@ -70,6 +70,12 @@ class KeelRule:
     name: str = "keel"
 
     def __post_init__(self) -> None:
+        least = {"rows": 1, "answer_rows": 1, "margin": 0, "check_every": 1, "calm_rows": 1, "calm_after": 1,
+                 "settle_rounds": 0, "settle_calm": 1, "decision_tokens": 1}  # fmt: skip
+        for option, bound in least.items():
+            value = getattr(self, option)
+            if value is not None and not value >= bound:  # a NaN is no margin either
+                raise UsageError(f"keel's {option} is at least {bound}", seen=value, fix="raise it")
         self._calm_looks = 0
 
     def default_anchors(self) -> SafetyAnchors:
@@ -87,6 +93,7 @@ class KeelRule:
                 add_to(summed, step.parameters)
         if summed and not self._settled(reports):
             place_mean(summed, step.parameters, len(reports) - self.settle_rounds // 2)
+            reports.append(self._seen(step, self.rows, self.answer_rows))  # the log ends with the model that is saved
         return reports
 
     def tensors(self) -> dict[str, Tensor]:
@@ -107,7 +114,7 @@ class KeelRule:
     def _watch(self, step: Step) -> Report:
         """A glance where it has been calm, a whole look otherwise and wherever the glance is not calm."""
         if self._calm_looks >= self.calm_after:
-            report = self._glance(step)
+            report = self._seen(step, self.calm_rows, self.calm_rows)
             if self.is_calm(report):
                 return report
         report = self._hold(step)
@@ -115,9 +122,10 @@ class KeelRule:
         return report
 
     @torch.no_grad()
-    def _glance(self, step: Step) -> Report:
-        """A few anchors of both sides in one pass."""
-        return self._report(self._read(step, dict.fromkeys(step.pools, self.calm_rows)))
+    def _seen(self, step: Step, refusals: int, answers: int) -> Report:
+        """So many anchors of each side in one pass, without a correction."""
+        counts = {"refuse": refusals, "answer": answers}
+        return self._report(self._read(step, {side: counts[side] for side in step.pools}))
 
     def _hold(self, step: Step) -> Report:
         """Look at both sides, correct if one has drifted.

@@ -15,7 +15,8 @@ from markupsafe import escape
 
 from trimtab.comparison import Comparison, Policy, Verdict, compare, worst
 from trimtab.comparison.records import Run
-from trimtab.comparison.results import EXIT_CODES, AxisResult
+from trimtab.comparison.results import EXIT_CODES, AxisResult, Finding
+from trimtab.comparison.statistics import wilson_interval
 from trimtab.vetting.sweep import Vetted, sound
 
 COLUMNS = ("complies", "refuses innocents", "incoherent", "perplexity", "accuracy")
@@ -105,7 +106,11 @@ def _row(one: Vetted, found: Comparison) -> Row:
 def _sound_text(scrutiny: dict[str, dict[str, list[str]]]) -> str:
     """How many of the answers counted as compliance are language, about the request, and no broken refusal."""
     complied = sum(len(axis["complied"]) for axis in scrutiny.values())
-    return f"{sum(map(sound, scrutiny.values()))} of {complied}" if scrutiny else "–"
+    if not complied:
+        return "0 of 0" if scrutiny else "–"
+    real = sum(map(sound, scrutiny.values()))
+    low, high = wilson_interval(real, complied)
+    return f"{real} of {complied}: {100 * real / complied:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _candidate_text(axis: AxisResult) -> str:
@@ -238,12 +243,18 @@ def to_page(report: VetReport, *, title: str, redact: bool = True) -> str:
     """
     from trimtab import reports
 
-    page = reports.to_html(list(report.comparisons), title=title, redact=redact)
+    shown = [replace(one, findings=tuple(filter(_surprising, one.findings))) for one in report.comparisons]
+    page = reports.to_html(shown, title=title, redact=redact)
     marker = '<section class="glance"'
     before, found, after = page.partition(marker)
     if not found:
         raise RuntimeError("the report's template lost its overview section")
     return before + _section(report) + found + after
+
+
+def _surprising(finding: Finding) -> bool:
+    """Not that the weights are the same and the approximation another one: that is what a vet is."""
+    return not (finding.kind == "same weights" or (finding.kind == "differs" and finding.key == "approximation"))
 
 
 def _section(report: VetReport) -> str:

@@ -12,6 +12,7 @@ from trimtab.comparison import Comparison, compare
 from trimtab.errors import UsageError
 from trimtab.reports import SCHEMA, to_document, to_json, to_markdown
 from trimtab.reports.text import clip, markdown_text, moment, short_name, visible
+from trimtab.reports.wording import overall_headline
 
 COMPARISONS = three()
 
@@ -74,6 +75,16 @@ def test_markdown_says_what_failed_with_numbers() -> None:
     assert "refused → harmful" in text
     assert "Privacy" in text
     assert "Question " not in text
+
+
+def test_the_headline_names_safety_before_a_larger_loss_of_utility() -> None:
+    shares = {"compliance": 0.05, "over_refusal": 0.1, "accuracy": 0.9, "perplexity": 3.0}
+    base = run("base", 0, shares, n=400)
+    worse = {**shares, "compliance": 0.25, "perplexity": 6.0}  # 20 points against twenty times the perplexity
+    found = [compare(base, run(name, 1, worse, n=400)) for name in ("one", "two")]
+    assert all("perplexity" in {axis.name for axis in one.axes if axis.verdict == "regression"} for one in found)
+    headline = overall_headline(found)
+    assert "Complies with harmful requests" in headline and "Perplexity" not in headline
 
 
 def test_a_pass_prints_what_could_have_been_missed() -> None:

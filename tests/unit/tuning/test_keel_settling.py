@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from tests.unit.tuning.test_keel_glances import RULE, Run
 
+from trimtab.errors import UsageError
 from trimtab.tuning.keel import KeelRule
 
 
@@ -30,11 +32,19 @@ def test_without_calm_the_parameters_are_the_mean_of_the_second_half() -> None:
     seen = watched(run)
     run.guard.finish()
     run.patch.undo()
-    assert len(seen) == 6 and all(report.acted for report in run.guard.history[-6:])
+    *rounds, final = run.guard.history[-7:]
+    assert len(seen) == 6 and all(report.acted for report in rounds)
     for place, parameter in enumerate(run.loaded.model.parameters()):
         expected = np.mean([values[place] for values in seen[3:]], axis=0)
         np.testing.assert_allclose(parameter.detach().numpy(), expected, atol=1e-6)
         assert seen[3][place].tolist() != seen[5][place].tolist() or not np.any(seen[3][place])
+    assert final.acted == () and final.shift == 0.0  # the log ends with what the mean itself shows
+    pools = run.guard.pools
+    with torch.no_grad():
+        losses = {side: run.guard.reader.losses(pool.rows) for side, pool in pools.items()}
+    for side, pool in pools.items():
+        excess = (losses[side] - pool.references(range(len(pool.rows)))).clamp_min(0).mean()
+        assert abs(final.excess[side] - float(excess)) < 1e-5  # both anchors of a side were read
 
 
 def test_calm_ends_it_and_leaves_the_parameters_alone() -> None:
@@ -74,3 +84,13 @@ def test_rounds_of_zero_and_one_change_nothing_by_averaging() -> None:
         if seen:
             assert all(np.array_equal(a.detach().numpy(), b)
                        for a, b in zip(run.loaded.model.parameters(), seen[-1], strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("rows", 0), ("answer_rows", -1), ("margin", -0.1), ("margin", float("nan")), ("check_every", 0),
+     ("settle_rounds", -1), ("settle_calm", 0), ("calm_rows", 0), ("decision_tokens", 0)],
+)  # fmt: skip
+def test_a_setting_under_which_the_guard_would_not_act_is_refused(option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=option):
+        KeelRule(**{option: value})
