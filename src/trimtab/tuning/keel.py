@@ -45,12 +45,12 @@ class KeelRule:
     Attributes:
         rows: refusals looked at in a step.
         answer_rows: answers looked at in a step.
-        margin: drift that is tolerated (nats per decision token).
+        margin: drift that is tolerated (nats per decision token); below zero, every look acts.
         decision_tokens: first tokens of the reply that are watched.
         largest_shift: longest step, as a Euclidean norm.
         check_every: steps between two looks.
         calm_rows: anchors of each side in a glance.
-        calm_after: calm looks in a row before glances suffice.
+        calm_after: calm looks in a row before glances suffice; 0 begins with glances.
         settle_rounds: most looks after the last update. Where they end without calm, every correction having undone a
             part of the one before, the parameters become their mean over the second half of the rounds (Polyak and
             Juditsky 1992), which takes one copy of what is trained.
@@ -70,12 +70,16 @@ class KeelRule:
     name: str = "keel"
 
     def __post_init__(self) -> None:
-        least = {"rows": 1, "answer_rows": 1, "margin": 0, "check_every": 1, "calm_rows": 1, "calm_after": 1,
+        least = {"rows": 1, "answer_rows": 1, "check_every": 1, "calm_rows": 1, "calm_after": 0,
                  "settle_rounds": 0, "settle_calm": 1, "decision_tokens": 1}  # fmt: skip
         for option, bound in least.items():
             value = getattr(self, option)
-            if value is not None and not value >= bound:  # a NaN is no margin either
+            if value is not None and value < bound:
                 raise UsageError(f"keel's {option} is at least {bound}", seen=value, fix="raise it")
+        if not math.isfinite(self.margin):
+            raise UsageError("keel's margin is a finite number", seen=self.margin, fix="give one, for example 0.05")
+        if not self.largest_shift > 0:
+            raise UsageError("keel's largest_shift is above 0", seen=self.largest_shift, fix="raise it")
         self._calm_looks = 0
 
     def default_anchors(self) -> SafetyAnchors:

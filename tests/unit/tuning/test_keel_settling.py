@@ -88,8 +88,9 @@ def test_rounds_of_zero_and_one_change_nothing_by_averaging() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("rows", 0), ("answer_rows", -1), ("margin", -0.1), ("margin", float("nan")), ("check_every", 0),
-     ("settle_rounds", -1), ("settle_calm", 0), ("calm_rows", 0), ("decision_tokens", 0)],
+    [("rows", 0), ("answer_rows", -1), ("margin", float("nan")), ("margin", float("inf")), ("check_every", 0),
+     ("settle_rounds", -1), ("settle_calm", 0), ("calm_rows", 0), ("calm_after", -1), ("largest_shift", 0.0),
+     ("decision_tokens", 0)],
 )  # fmt: skip
 def test_a_setting_under_which_the_guard_would_not_act_is_refused(option: str, value: float) -> None:
     with pytest.raises(UsageError, match=option):
