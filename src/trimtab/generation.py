@@ -1,7 +1,8 @@
 """Batched text generation on a model in memory.
 
 Covered: rendering chats, sorting by length so that batches pad little, greedy or seeded sampling, context overflow;
-continuous batching (``decoding.py``) where the model's cache allows it, the model's own ``generate`` elsewhere.
+continuous batching (``decoding.py``) where the model's cache allows it, the model's own ``generate`` elsewhere; weights
+packed for the processor meanwhile (``packing.py``).
 Not covered: judging, logging, servers.
 """
 
@@ -147,6 +148,18 @@ def answer(
         done: called with each answer as soon as it is there.
         settings: how to decode; ``batch_size`` is the most prompts in one pass.
     """
+    from trimtab.packing import packed
+
+    with packed(loaded.model, settings.batch_size):
+        _answer(loaded, take, done, settings)
+
+
+def _answer(
+    loaded: LoadedModel,
+    take: Callable[[int], Sequence[Prompt]],
+    done: Callable[[Prompt, Generation], None],
+    settings: GenerationSettings,
+) -> None:
     from trimtab import decoding
 
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -189,10 +202,11 @@ def _one_batch(loaded: LoadedModel, prompts: list[list[int]], settings: Generati
             pad_token_id=pad,
             **sampling,
         )
-    return [_decode(tokenizer, row[width:].tolist(), len(prompt)) for row, prompt in zip(output, prompts, strict=True)]
+    return [ended(tokenizer, row[width:].tolist(), len(prompt)) for row, prompt in zip(output, prompts, strict=True)]
 
 
-def _decode(tokenizer: Any, new: list[int], prompt_tokens: int) -> Generation:
+def ended(tokenizer: Any, new: list[int], prompt_tokens: int) -> Generation:
+    """The answer within new ids that may run on behind its end token."""
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     stop = next((index for index, token in enumerate(new) if token in ends), None)
     return _decoded(tokenizer, prompt_tokens, new if stop is None else new[:stop], stop is None)

@@ -119,7 +119,10 @@ def zero_below(limit: float, prefill: float, rows: Rows) -> Callable[[Tensor], T
         kept = x * (x.abs() > limit)
         if prefill >= 1.0 or rows.real is None or rows.real.shape[1] == 1:
             return kept
-        late = late_tokens(rows.real, prefill).reshape(-1)  # rows x width -> flat
+        prompt = rows.real.shape[1] - rows.decoded
+        late = rows.real.clone()
+        late[:, :prompt] = late_tokens(rows.real[:, :prompt], prefill)
+        late = late.reshape(-1)  # rows x width -> flat
         if rows.selected is not None:
             late = late[rows.selected]
         return torch.where(late.reshape(*x.shape[:-1], 1), kept, x)

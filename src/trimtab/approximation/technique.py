@@ -43,6 +43,8 @@ class Rows:
         real: rows x width, False where padding.
         selected: flat token numbers, where experts see only some of them.
         draw: which draw of the noise; training takes a new one each step.
+        decoded: how many of the last columns are read one at a time when answers are written; 0 in a prompt. Training
+            reads prompt and reply at once, and a technique that treats a prompt by itself must know where it ends.
     """
 
     positions: Tensor | None = None
@@ -50,6 +52,7 @@ class Rows:
     real: Tensor | None = None
     selected: Tensor | None = None
     draw: int = 0
+    decoded: int = 0
 
 
 @dataclass

@@ -113,64 +113,105 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 
 @click.command(
     epilog=examples(
-        "trimtab harden demo --noise noise:up=0.037,down=0.057,layers=0-18 --out runs/hardened",
-        "trimtab harden demo --noise teal:0.5 --imitation 1 --cosine 0 --out runs/hardened-teal",
-        "trimtab harden demo --noise none --cosine 0 --out runs/plain-dpo",
-        "trimtab harden my-model --noise noise:up=0.05 --data preferences.jsonl --out runs/hardened",
+        "trimtab harden demo --noise teal:0.5 --noise a6 --out runs/hardened",
+        "trimtab harden demo --method quada --noise noise:up=0.037,down=0.057,layers=0-18 --out runs/quada",
+        "trimtab harden demo --method quada --noise none --cosine 0 --out runs/plain-dpo",
+        "trimtab harden my-model --method quada --noise noise:up=0.05 --data preferences.jsonl --out runs/quada",
     )
 )
 @click.argument("model")
 @click.option(
+    "--method",
+    type=click.Choice(["distill", "quada"]),
+    default="distill",
+    show_default=True,
+    help="distill: learn to say under the approximation what the model says without it. quada: as published.",
+)
+@click.option(
     "--noise",
+    multiple=True,
     required=True,
-    help="What to train under: noise:up=S,down=S,layers=FIRST-LAST (from `vet --search`), the approximation that "
-    "you will ship (teal:0.5, a6), or none.",
+    help="What to train under: the approximation that you will ship (teal:0.5, a6), noise:up=S,down=S,"
+    "layers=FIRST-LAST (from `vet --search`), or none (quada). distill: several take turns.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter.")
-@click.option("--data", type=click.Path(), help="JSONL: prompt, chosen, rejected, optional harmful.")
-@click.option("--pairs", type=click.IntRange(1), default=160, show_default=True, help="Requests of the bundled set.")
-@click.option("--two-sided/--one-sided", default=True, show_default=True, help="Innocent twins too; published: one.")
-@click.option("--all-layers", is_flag=True, help="Ablation: noise in every layer.")
-@click.option("--cosine", type=click.FloatRange(0), default=0.01, show_default=True, help="Weight of the cosine term.")
+@click.option("--pairs", type=click.IntRange(1), help="Requests of the bundled set.  [default: 160]")
+@click.option("--steps", type=click.IntRange(1), help="[default: 60 (distill), 40 (quada)]")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows; distill: of each side.  [default: 8]")
 @click.option(
-    "--imitation",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="Weight of imitating preferred replies.",
+    "--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 1e-3 (distill), 2e-4 (quada)]"
 )
-@click.option("--steps", type=click.IntRange(1), default=40, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, show_default=True)
-@click.option("--beta", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True)
-@click.option("--rank", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--rank", type=click.IntRange(1), help="[default: 16]")
+@click.option("--seed", type=click.IntRange(0), help="[default: 0]")
+@click.option("--texts", type=click.IntRange(1), help="distill: ordinary texts to be held.  [default: 64]")
+@click.option("--reply-tokens", type=click.IntRange(2), help="distill: first tokens compared.  [default: 8]")
+@click.option("--clean", type=click.FloatRange(0), help="distill: weight of holding the exact model.  [default: 1]")
+@click.option("--data", type=click.Path(), help="quada: JSONL with prompt, chosen, rejected, optional harmful.")
+@click.option("--two-sided/--one-sided", default=None, help="quada: innocent twins too (default); published: one.")
+@click.option("--all-layers", is_flag=True, default=None, help="quada, ablation: noise in every layer.")
+@click.option("--cosine", type=click.FloatRange(0), help="quada: weight of the cosine term.  [default: 0.01]")
+@click.option("--imitation", type=click.FloatRange(0), help="quada: weight of imitating replies.  [default: 0]")
+@click.option("--beta", type=click.FloatRange(0, min_open=True), help="quada: DPO's beta.  [default: 0.1]")
 @json_option
-def harden(model: str, out: Path, all_layers: bool, as_json: bool, **given: Any) -> None:
-    """Train MODEL to keep its refusals under approximated activations (QuadA); writes an adapter.
+def harden(model: str, method: str, out: Path, noise: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Train MODEL to keep its refusals under approximated activations; writes an adapter.
 
     Vet it again afterwards: trimtab vet MODEL?adapter=OUT --approx all --out runs/after
     """
     import sys
     from contextlib import redirect_stdout
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
+
+    given = {name: value for name, value in options.items() if value is not None}
+    with redirect_stdout(sys.stderr):  # TRL prints its log there
+        found, settings = (_distill if method == "distill" else _quada)(model, out, noise, given)
+    against = " and ".join(noise)
+    lines = [
+        f"hardened {model} against {against}: {found.steps} steps on {found.rows} rows, mean loss {found.loss:.3f}, "
+        f"{found.seconds:.0f} s",
+        f"adapter in {found.folder}; vet it: trimtab vet '{model}?adapter={found.folder}' --approx all --out FOLDER",
+    ]
+    emit({**asdict(found), "method": method, "settings": asdict(settings)}, lines, as_json)
+
+
+def _distill(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any]) -> tuple[Any, Any]:
+    from trimtab.vetting.distill import DistillSettings, harden_by_distillation
+
+    _only("distill", given, DistillSettings)
+    settings = DistillSettings(model=model, noise=noise, **given)
+    return harden_by_distillation(settings, out), settings
+
+
+def _quada(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any]) -> tuple[Any, Any]:
+    from dataclasses import replace
 
     from trimtab.approximation.naming import LayerRange
     from trimtab.errors import UsageError
     from trimtab.vetting.harden import HardenSettings, noise_of
     from trimtab.vetting.harden import harden as train
 
-    noise = noise_of(given["noise"])
-    if all_layers and noise is None:
-        raise UsageError("--all-layers widens noise", seen=given["noise"], fix="leave it out")
-    if all_layers and noise is not None:
-        given["noise"] = replace(noise, layers=LayerRange()).label
-    settings = HardenSettings(model=model, **given)
-    with redirect_stdout(sys.stderr):  # TRL prints its log there
-        found = train(settings, out)
-    lines = [
-        f"hardened {model} against {settings.noise}: {found.steps} steps on {found.rows} preferences, "
-        f"mean loss {found.loss:.3f}, {found.seconds:.0f} s",
-        f"adapter in {found.folder}; vet it: trimtab vet '{model}?adapter={found.folder}' --approx all --out FOLDER",
-    ]
-    emit({**asdict(found), "settings": asdict(settings)}, lines, as_json)
+    if len(noise) > 1:
+        raise UsageError("quada trains under one approximation", seen=noise, fix="name one, or take --method distill")
+    name = noise[0]
+    if given.pop("all_layers", False):
+        found = noise_of(name)
+        if found is None:
+            raise UsageError("--all-layers widens noise", seen=name, fix="leave it out")
+        name = replace(found, layers=LayerRange()).label
+    _only("quada", given, HardenSettings)
+    settings = HardenSettings(model=model, noise=name, **given)
+    return train(settings, out), settings
+
+
+def _only(method: str, given: dict[str, Any], settings: Any) -> None:
+    """Refuse options of the other method."""
+    from dataclasses import fields
+
+    from trimtab.errors import UsageError
+
+    known = {field.name for field in fields(settings)}
+    if foreign := sorted(set(given) - known):
+        name = foreign[0]
+        raise UsageError(
+            f"the method {method!r} has no option --{name.replace('_', '-')}", seen=given[name], fix="leave it out"
+        )

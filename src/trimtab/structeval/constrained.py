@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.errors import UsageError
-from trimtab.generation import Generation
+from trimtab.generation import Generation, ended
 from trimtab.models import LoadedModel
 from trimtab.structeval import grammars
 from trimtab.structeval.tasks import Task
@@ -91,6 +91,8 @@ def answer(
     """Continue one batch of prompts (token ids), each by its grammar; greedy at ``temperature`` 0, else seed 0."""
     import torch
 
+    from trimtab.packing import packed
+
     model, tokenizer = loaded.model, loaded.tokenizer
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id
@@ -99,7 +101,8 @@ def answer(
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
+    randomness = torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else [])
+    with randomness, torch.inference_mode(), packed(model, len(prompts)):
         torch.manual_seed(0)
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
@@ -109,11 +112,4 @@ def answer(
             logits_processor=[Held(loaded, rules)],
             **sampling,
         )
-    return [_decoded(tokenizer, row[width:].tolist(), len(one)) for row, one in zip(output, prompts, strict=True)]
-
-
-def _decoded(tokenizer: Any, new: list[int], prompt_tokens: int) -> Generation:
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    stop = next((index for index, token in enumerate(new) if token in ends), None)
-    text = tokenizer.decode(new if stop is None else new[:stop], skip_special_tokens=True)
-    return Generation(text.strip(), len(new) if stop is None else stop, prompt_tokens, stop is None)
+    return [ended(tokenizer, row[width:].tolist(), len(one)) for row, one in zip(output, prompts, strict=True)]

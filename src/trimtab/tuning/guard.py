@@ -140,6 +140,7 @@ class SafetyGuard:
             "anchors": self.anchors,
             "cursors": {side: pool.cursor for side, pool in self.pools.items()},
             "references": {side: pool.reference for side, pool in self.pools.items()},
+            "likely": {side: pool.likely for side, pool in self.pools.items()},
             "counters": vars(self.counters).copy(),
             "tensors": self.rule.tensors() if hasattr(self.rule, "tensors") else {},
         }
@@ -160,6 +161,7 @@ class SafetyGuard:
         self.pools = build_pools(self.loaded, self.anchors, self.rule.decision_tokens)
         for side, pool in self.pools.items():
             pool.reference, pool.cursor = state["references"][side], state["cursors"][side]
+            pool.likely = state["likely"][side]
         self.counters = Counters(**state["counters"])
         if hasattr(self.rule, "load_tensors"):
             self.rule.load_tensors(state["tensors"])

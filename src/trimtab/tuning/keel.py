@@ -18,6 +18,8 @@ from torch import Tensor
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.surgery import joint_step
+from trimtab.tuning.likely import joined
+from trimtab.tuning.pools import AnchorPool, AnchorReader
 from trimtab.tuning.rules import Report, Step, gradients_of, inner_product
 
 
@@ -67,6 +69,7 @@ class KeelRule:
     calm_after: int = 8
     settle_rounds: int = 24
     settle_calm: int = 3
+    target: str = "words"
     name: str = "keel"
 
     def __post_init__(self) -> None:
@@ -81,6 +84,12 @@ class KeelRule:
         if not self.largest_shift > 0:
             raise UsageError("keel's largest_shift is above 0", seen=self.largest_shift, fix="raise it")
         self._calm_looks = 0
+
+    def prepare(self, reader: AnchorReader, pools: Mapping[Side, AnchorPool]) -> None:
+        """Keep what the aligned model would say, where that is what is held."""
+        if self.target == "distribution":
+            for pool in pools.values():
+                pool.likely = reader.likely(pool.rows)
 
     def default_anchors(self) -> SafetyAnchors:
         return SafetyAnchors.bundled()
@@ -153,13 +162,21 @@ class KeelRule:
         """The next anchors of each side, all in one forward pass."""
         chosen = {side: step.pools[side].next_indices(count) for side, count in counts.items()}
         rows = [step.pools[side].rows[index] for side, indices in chosen.items() for index in indices]
+        sizes = [len(indices) for indices in chosen.values()]
         with step.forward:
-            losses = step.reader.losses(rows)
-        parts = losses.split([len(indices) for indices in chosen.values()])
-        found: dict[Side, Drift] = {}
-        for (side, indices), part in zip(chosen.items(), parts, strict=True):
-            above = (part - step.pools[side].references(indices).to(part.device)).clamp_min(0)
-            found[side] = Drift(part.mean(), above.mean())
+            if self.target == "distribution":
+                likely = joined([step.pools[side].likeliest(indices) for side, indices in chosen.items()])
+                losses = step.reader.divergences(rows, likely)
+                found = {
+                    side: Drift(part.mean(), part.mean())
+                    for side, part in zip(chosen, losses.split(sizes), strict=True)
+                }
+            else:
+                losses = step.reader.losses(rows)
+                found = {}
+                for (side, indices), part in zip(chosen.items(), losses.split(sizes), strict=True):
+                    above = (part - step.pools[side].references(indices).to(part.device)).clamp_min(0)
+                    found[side] = Drift(part.mean(), above.mean())
         if not all(math.isfinite(float(drift.loss.detach())) for drift in found.values()):
             seen = {side: float(drift.loss.detach()) for side, drift in found.items()}
             raise GuardError("the anchor loss is not finite", seen=seen, fix="lower the learning rate")

@@ -22,6 +22,7 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "calm_rows",
         "calm_after",
         "settle_rounds",
+        "target",
     ),
     "keel-patient": (
         "rows",
@@ -68,6 +69,9 @@ class GuardArguments:
     )
     guard_settle_rounds: int | None = field(
         default=None, metadata={"help": "keel: most looks after the last update (24)."}
+    )
+    guard_target: str | None = field(
+        default=None, metadata={"help": "keel: what is held, the aligned model's words or its distribution."}
     )
     guard_calm_looks: int | None = field(
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}

@@ -20,6 +20,7 @@ from trimtab.errors import GuardError
 from trimtab.generation import render
 from trimtab.models import LoadedModel
 from trimtab.prefix import PrefixedBatch
+from trimtab.tuning.likely import Likely, divergences, joined, likely_of
 
 
 class TokenisedAnchor(NamedTuple):
@@ -41,9 +42,18 @@ class AnchorBatch:
 
         Only the positions that predict a supervised token go through the output layer.
         """
-        logits = prefix.read(model, self.tokens, logits_to_keep=self.labels.shape[1]).logits.float()
-        token = F.cross_entropy(logits.transpose(1, 2), self.labels, ignore_index=-100, reduction="none")
-        return token.sum(1) / (self.labels != -100).sum(1)
+        token = F.cross_entropy(self.logits(model).transpose(1, 2), self.labels, ignore_index=-100, reduction="none")
+        return token.sum(1) / self.used.sum(1)
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """Predictions of the supervised tokens, rows x reply width x vocabulary, float32; differentiable."""
+        logits: Tensor = prefix.read(model, self.tokens, logits_to_keep=self.labels.shape[1]).logits
+        return logits.float()
+
+    @property
+    def used(self) -> Tensor:
+        """Where there is a supervised token; rows x reply width."""
+        return self.labels != -100
 
 
 class AnchorPool:
@@ -57,6 +67,7 @@ class AnchorPool:
         self.side = side
         self.rows = list(rows)
         self.reference: Tensor | None = None  # (anchors,) nats, on the CPU
+        self.likely: Likely | None = None  # of the aligned model, where the rule asks for it, on the CPU
         self.cursor = 0
 
     def __len__(self) -> int:
@@ -71,6 +82,18 @@ class AnchorPool:
         if self.reference is None:
             raise GuardError("the anchors have no reference losses", fix="let the guard prepare before training")
         return self.reference[list(indices)]
+
+    def likeliest(self, indices: Sequence[int]) -> Likely:
+        """What the aligned model would say at these anchors' supervised tokens.
+
+        Raises:
+            GuardError: when it was never measured.
+        """
+        if self.likely is None:
+            raise GuardError(
+                "the aligned model's distribution is not known", fix="let the guard prepare before training"
+            )
+        return self.likely.of(indices, max(len(self.rows[index].reply) for index in indices))
 
     def next_rows(self, count: int) -> list[TokenisedAnchor]:
         """The next ``count`` anchors in rotation."""
@@ -108,6 +131,20 @@ class AnchorReader:
     def losses(self, rows: Sequence[TokenisedAnchor]) -> Tensor:
         """One loss an anchor, differentiable."""
         return self.batch(rows).losses(self.model)
+
+    def divergences(self, rows: Sequence[TokenisedAnchor], likely: Likely) -> Tensor:
+        """How far the model is from the aligned one at each anchor (nats a token), differentiable."""
+        batch = self.batch(rows)
+        return divergences(batch.logits(self.model), likely.to(batch.labels.device))
+
+    @torch.no_grad()
+    def likely(self, rows: Sequence[TokenisedAnchor], at_once: int = 16) -> Likely:
+        """What the model at its current parameters would say at every anchor's supervised tokens; on the CPU."""
+        parts = []
+        for start in range(0, len(rows), at_once):
+            batch = self.batch(rows[start : start + at_once])
+            parts.append(likely_of(batch.logits(self.model), batch.used).to(torch.device("cpu")))
+        return joined(parts)
 
     @torch.no_grad()
     def measure(self, rows: Sequence[TokenisedAnchor], at_once: int = 16) -> Tensor:

@@ -186,13 +186,21 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
     finally:
         undo()
     trainer.model.eval()
-    trainer.save_model(str(out))
-    (out / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
-    record = {"base": loaded.name, "base_sha256": base_sha256, "harden": asdict(settings)}
-    (out / "trimtab.json").write_text(json.dumps(record, indent=1))
-    verify(out, trainer.model, loaded)
+    record = {"base": loaded.name, "base_sha256": base_sha256, "harden": {"method": "quada", **asdict(settings)}}
+    save(trainer.model, loaded, out, record)
     seconds = float(outcome.metrics.get("train_runtime", 0.0))
     return Hardened(str(out), len(preferences), int(trainer.state.global_step), float(outcome.training_loss), seconds)
+
+
+def save(model: Any, loaded: LoadedModel, out: Path, record: dict[str, Any]) -> None:
+    """Write the adapter and where it came from, and check that it reloads.
+
+    Raises:
+        ModelError: where it gives other logits.
+    """
+    model.save_pretrained(str(out), save_embedding_layers=False)  # else PEFT asks the hub for the base
+    (out / "trimtab.json").write_text(json.dumps(record, indent=1))
+    verify(out, model, loaded)
 
 
 def noise_of(name: str) -> Noise | None:

@@ -1,0 +1,227 @@
+"""Hardening by self-distillation: under the approximation, the model learns to say what it says without it.
+
+In a step, with E the exact model as it was given, A the policy under one of the approximations (they take turns) and C
+the policy exact, all on words that E wrote itself:
+
+    loss = mean KL(E || A) over refusals + over answers
+         + clean * (mean KL(E || C) over refusals + over answers + over ordinary texts)
+
+The first line brings refusals and answers back under the approximation, from both sides at once; the second keeps the
+exact model where it was. Divergences are over E's likeliest tokens and all others together (``tuning/likely.py``). No
+reply is labelled good or bad, so nothing is gained by refusing everything.
+
+Covered: any approximation or several, rounding by straight-through derivatives (``harden.py``), a LoRA adapter, the
+bundled requests. Not covered: preferences (``harden.py``), a user's own requests, several GPUs.
+
+Ours; knowledge distillation after Hinton et al. (2015), of a quantised student by its exact self as in LLM-QAT (2023).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+
+from trimtab import data, models
+from trimtab.anchors import SIDES, SafetyAnchors
+from trimtab.approximation.apply import installed
+from trimtab.approximation.calibration import collect, default_rows
+from trimtab.approximation.naming import parse
+from trimtab.approximation.noise import Noise
+from trimtab.approximation.sites import base_of, find_sites
+from trimtab.approximation.technique import Edit, Rows, Subject
+from trimtab.errors import ModelError, UsageError
+from trimtab.generation import GenerationSettings, generate_ids, render
+from trimtab.models import LoadedModel
+from trimtab.tuning.distill import distill
+from trimtab.tuning.likely import Likely
+from trimtab.tuning.pools import AnchorReader, TokenisedAnchor, build_pools
+from trimtab.vetting.harden import Hardened, save, straight_through
+
+TEXT_TOKENS = 48
+LAST_RATE = 0.1  # of the first learning rate
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """One run.
+
+    Attributes:
+        noise: approximations that take turns.
+        pairs: bundled requests of each side, at most; texts: ordinary texts that the exact model writes.
+        reply_tokens: first tokens of a reply that are compared.
+        batch_size: requests of each side in a step; text_rows: texts in a step.
+        clean: weight of keeping the exact model.
+    """
+
+    model: str
+    noise: tuple[str, ...]
+    pairs: int = 160
+    texts: int = 64
+    reply_tokens: int = 8
+    steps: int = 60
+    batch_size: int = 8
+    text_rows: int = 4
+    clean: float = 1.0
+    learning_rate: float = 1e-3
+    rank: int = 16
+    seed: int = 0
+
+
+class Lesson(NamedTuple):
+    """Rows with what the exact model says on them, and an order to take them in."""
+
+    rows: list[TokenisedAnchor]
+    likely: Likely
+    order: random.Random
+
+    def some(self, count: int) -> tuple[list[TokenisedAnchor], Likely]:
+        """So many, drawn without replacement."""
+        chosen = self.order.sample(range(len(self.rows)), min(count, len(self.rows)))
+        rows = [self.rows[index] for index in chosen]
+        return rows, self.likely.of(chosen, max(len(row.reply) for row in rows))
+
+
+def harden_by_distillation(
+    settings: DistillSettings, out: Path, *, loaded: LoadedModel | None = None, autocast: torch.dtype | None = None
+) -> Hardened:
+    """Train an adapter under approximations, and save it in ``out``.
+
+    Raises:
+        UsageError: an output folder that holds an adapter, an unknown approximation, none at all.
+        GuardError: a model that refuses or answers too little to have a behaviour worth keeping.
+        ModelError: a loss that is not finite; an adapter that does not reload to the same logits.
+    """
+    if not settings.noise or "none" in settings.noise:
+        raise UsageError("distillation needs an approximation", seen=settings.noise, fix="--noise teal:0.5")
+    if (out / "adapter_model.safetensors").is_file():
+        raise UsageError("that folder holds a finished adapter", seen=out, fix="name another --out")
+    if models.ModelSpec.parse(settings.model).adapter:
+        raise UsageError(
+            "hardening trains an adapter of its own", seen=settings.model, fix="merge it first: trimtab convert"
+        )
+    techniques = [parse(name) for name in settings.noise]
+    begun = perf_counter()
+    loaded = loaded or models.load(settings.model)
+    base_sha256 = models.content_hash(loaded.model, rounded=True)
+    lessons = _lessons(loaded, settings)
+    base, rows = base_of(loaded.model), Rows()
+    layers = find_sites(base)
+    found = collect(base, layers, default_rows(loaded.tokenizer))
+    subject = Subject(base, layers, rows, lambda: found)
+    edits = [_edits(several, subject) for several in techniques]
+    model = _adapted(loaded, settings)
+    reader = AnchorReader(model, _pad(loaded), share=False)
+    scope = nullcontext() if autocast is None else torch.autocast(loaded.device.type, dtype=autocast)
+    losses = _train(_Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], scope), model)
+    record = {"base": loaded.name, "base_sha256": base_sha256, "harden": {"method": "distill", **asdict(settings)}}
+    save(model, loaded, out, record)
+    kept = sum(len(lesson.rows) for lesson in lessons.values())
+    return Hardened(str(out), kept, settings.steps, sum(losses) / len(losses), perf_counter() - begun)
+
+
+class _Course(NamedTuple):
+    settings: DistillSettings
+    reader: AnchorReader
+    lessons: dict[str, Lesson]
+    rows: Rows
+    edits: list[tuple[Any, Any, list[Edit]]]
+    scope: AbstractContextManager[object]
+
+    def loss(self, step: int) -> float:
+        """The loss of one step; its gradient is in the parameters when this returns, each part's graph freed."""
+        base, layers, edits = self.edits[step % len(self.edits)]
+        self.rows.draw, self.rows.decoded = step + 1, self.settings.reply_tokens - 1
+        with installed(base, layers, edits, self.rows):
+            total = sum(self._backward(side, self.settings.batch_size, 1.0) for side in SIDES)
+        self.rows.decoded = 0
+        if self.settings.clean:
+            counts: dict[str, int] = dict.fromkeys(SIDES, -(-self.settings.batch_size // 2))
+            counts["text"] = self.settings.text_rows
+            total += sum(self._backward(name, count, self.settings.clean) for name, count in counts.items())
+        return total
+
+    def _backward(self, name: str, count: int, weight: float) -> float:
+        rows, likely = self.lessons[name].some(count)
+        with self.scope:
+            loss = weight * self.reader.divergences(rows, likely).mean()
+        loss.backward()
+        return float(loss.detach())
+
+
+def _train(course: _Course, model: Any) -> list[float]:
+    from tqdm.auto import tqdm
+
+    settings = course.settings
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, LAST_RATE, settings.steps)
+    losses = []
+    model.train()
+    for step in (bar := tqdm(range(settings.steps), desc="harden", unit="step")):
+        loss = course.loss(step)
+        if not math.isfinite(loss):
+            raise ModelError("the loss is not finite", seen=f"step {step}", fix="lower --learning-rate")
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        decay.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss)
+        bar.set_postfix_str(f"KL {sum(losses[-8:]) / len(losses[-8:]):.3f}")
+    model.eval()
+    return losses
+
+
+def _edits(techniques: Sequence[Any], subject: Subject) -> list[Edit]:
+    return [
+        edit if isinstance(technique, Noise) else straight_through(edit)
+        for technique in techniques
+        for edit in technique.edits(subject)
+    ]
+
+
+def _adapted(loaded: LoadedModel, settings: DistillSettings) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(settings.seed)
+    lora = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(loaded.model, lora)
+
+
+def _lessons(loaded: LoadedModel, settings: DistillSettings) -> dict[str, Lesson]:
+    """Refusals and answers in the exact model's own words, and texts of its own, each with what it would say."""
+    anchors = distill(loaded, replace(SafetyAnchors.bundled(settings.pairs), system=None))
+    pools = build_pools(loaded, anchors, settings.reply_tokens)
+    rows: dict[str, list[TokenisedAnchor]] = {str(side): pool.rows for side, pool in pools.items()}
+    rows["text"] = _texts(loaded, settings)
+    reader = AnchorReader(loaded.model, _pad(loaded), share=False)
+    return {
+        name: Lesson(own, reader.likely(own), random.Random(f"{settings.seed}|{name}")) for name, own in rows.items()
+    }
+
+
+def _texts(loaded: LoadedModel, settings: DistillSettings) -> list[TokenisedAnchor]:
+    """Ordinary instructions with the model's answers, and plain texts that begin as they do, half and half."""
+    asked = data.instructions("train")[: settings.texts]
+    chats = [render(loaded, [{"role": "user", "content": text}]) for text in asked[::2]]
+    plain = [loaded.tokenizer(text)["input_ids"] for text in asked[1::2]]
+    found = []
+    for prompts, temperature in ((chats, 0.0), (plain, 1.0)):
+        wanted = GenerationSettings(TEXT_TOKENS, temperature, seed=settings.seed, batch_size=32)
+        for ids, answer in zip(prompts, generate_ids(loaded, prompts, wanted), strict=True):
+            reply = loaded.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
+            if reply and len(ids) > 1:
+                found.append(TokenisedAnchor(ids, reply))
+    return found
+
+
+def _pad(loaded: LoadedModel) -> int:
+    pad = loaded.tokenizer.pad_token_id
+    return int(pad) if pad is not None else 0
