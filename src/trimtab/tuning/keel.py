@@ -18,9 +18,11 @@ from torch import Tensor
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.surgery import joint_step
-from trimtab.tuning.likely import joined
+from trimtab.tuning.likely import Likely, joined
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 from trimtab.tuning.rules import Report, Step, gradients_of, inner_product
+
+TARGETS = ("words", "distribution")
 
 
 class Drift(NamedTuple):
@@ -57,6 +59,9 @@ class KeelRule:
             part of the one before, the parameters become their mean over the second half of the rounds (Polyak and
             Juditsky 1992), which takes one copy of what is trained.
         settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
+        target: what is held: "words", that the aligned model's own first tokens stay as likely as they were, or
+            "distribution", that the whole choice there does (KL from the aligned model; ``l_i`` is that divergence and
+            ``ref_i`` is 0). The second does not let a side become surer than it was.
     """
 
     rows: int = 5
@@ -79,6 +84,8 @@ class KeelRule:
             value = getattr(self, option)
             if value is not None and value < bound:
                 raise UsageError(f"keel's {option} is at least {bound}", seen=value, fix="raise it")
+        if self.target not in TARGETS:
+            raise UsageError("keel knows no such target", seen=self.target, fix=f"one of: {', '.join(TARGETS)}")
         if not math.isfinite(self.margin):
             raise UsageError("keel's margin is a finite number", seen=self.margin, fix="give one, for example 0.05")
         if not self.largest_shift > 0:
@@ -162,21 +169,14 @@ class KeelRule:
         """The next anchors of each side, all in one forward pass."""
         chosen = {side: step.pools[side].next_indices(count) for side, count in counts.items()}
         rows = [step.pools[side].rows[index] for side, indices in chosen.items() for index in indices]
-        sizes = [len(indices) for indices in chosen.values()]
+        held = self.target == "distribution"
         with step.forward:
-            if self.target == "distribution":
-                likely = joined([step.pools[side].likeliest(indices) for side, indices in chosen.items()])
-                losses = step.reader.divergences(rows, likely)
-                found = {
-                    side: Drift(part.mean(), part.mean())
-                    for side, part in zip(chosen, losses.split(sizes), strict=True)
-                }
-            else:
-                losses = step.reader.losses(rows)
-                found = {}
-                for (side, indices), part in zip(chosen.items(), losses.split(sizes), strict=True):
-                    above = (part - step.pools[side].references(indices).to(part.device)).clamp_min(0)
-                    found[side] = Drift(part.mean(), above.mean())
+            losses = step.reader.divergences(rows, _likeliest(step, chosen)) if held else step.reader.losses(rows)
+        parts = losses.split([len(indices) for indices in chosen.values()])
+        found: dict[Side, Drift] = {}
+        for (side, indices), part in zip(chosen.items(), parts, strict=True):
+            floor = torch.zeros(len(indices)) if held else step.pools[side].references(indices)
+            found[side] = Drift(part.mean(), (part - floor.to(part.device)).clamp_min(0).mean())
         if not all(math.isfinite(float(drift.loss.detach())) for drift in found.values()):
             seen = {side: float(drift.loss.detach()) for side, drift in found.items()}
             raise GuardError("the anchor loss is not finite", seen=seen, fix="lower the learning rate")
@@ -217,6 +217,10 @@ class KeelRule:
             removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
             shift=shrink * length,
         )
+
+
+def _likeliest(step: Step, chosen: Mapping[Side, Sequence[int]]) -> Likely:
+    return joined([step.pools[side].likeliest(indices) for side, indices in chosen.items()])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import GuardError
+from trimtab.tuning.likely import Likely
 
 TENSORS = "trimtab_guard.safetensors"
 RECORD = "trimtab_guard.json"
@@ -21,6 +22,12 @@ RECORD = "trimtab_guard.json"
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a guard's ``state_dict()`` into a checkpoint folder; each file is written aside and moved into place."""
     tensors = {f"reference.{side}": value.contiguous() for side, value in state["references"].items()}
+    tensors |= {
+        f"likely.{side}.{part}": value.contiguous()
+        for side, likely in state["likely"].items()
+        if likely is not None
+        for part, value in likely._asdict().items()
+    }
     tensors |= {f"rule.{name}": value.contiguous() for name, value in state.get("tensors", {}).items()}
     partial = folder / (TENSORS + ".partial")
     save_file(tensors, partial)
@@ -62,10 +69,12 @@ def load_state(folder: Path) -> dict[str, Any]:
     stored_tensors = load_file(folder / TENSORS)
     references = _under("reference.", stored_tensors)
     rule = _under("rule.", stored_tensors)
+    kept = {side: _under(f"likely.{side}.", stored_tensors) for side in references}
     return {
         **record,
         "anchors": SafetyAnchors(anchors=anchors, **stored),
         "references": references,
+        "likely": {side: Likely(**parts) if parts else None for side, parts in kept.items()},
         "tensors": rule,
     }
 

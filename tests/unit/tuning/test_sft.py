@@ -101,13 +101,15 @@ def test_published_rule_runs(place: Path) -> None:
     assert result.guard == "spf" and result.steps == 6
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(place: Path) -> None:
-    sft.run(_config(place, "whole", save_strategy="steps", save_steps=3))
+@pytest.mark.parametrize("target", ["words", "distribution"])
+def test_interrupted_and_resumed_equals_uninterrupted(place: Path, target: str) -> None:
+    sft.run(_config(place, "whole", save_strategy="steps", save_steps=3, guard_target=target))
     checkpoint = place / "whole" / "checkpoint-3"
     assert (checkpoint / "trimtab_guard.safetensors").is_file()
     (place / "half").mkdir()
     shutil.copytree(checkpoint, place / "half" / "checkpoint-3")
-    sft.run(_config(place, "half", resume_from_checkpoint=str(place / "half" / "checkpoint-3")))
+    resumed = str(place / "half" / "checkpoint-3")
+    sft.run(_config(place, "half", resume_from_checkpoint=resumed, guard_target=target))
     whole, half = (load_file(place / name / "model.safetensors") for name in ("whole", "half"))
     for name, tensor in whole.items():
         torch.testing.assert_close(half[name], tensor, atol=1e-6, rtol=1e-6)
