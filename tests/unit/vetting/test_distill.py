@@ -1,0 +1,126 @@
+"""Hardening by self-distillation: the loss by hand, that it learns, what it leaves behind, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trimtab.approximation import approximate
+from trimtab.approximation.apply import active_label
+from trimtab.approximation.sparsity import zero_below
+from trimtab.approximation.technique import Rows
+from trimtab.errors import UsageError
+from trimtab.models import LoadedModel
+from trimtab.tuning.likely import likely_of
+from trimtab.tuning.pools import AnchorReader, TokenisedAnchor
+from trimtab.vetting import distill
+from trimtab.vetting.distill import DistillSettings, harden_by_distillation
+
+SETTINGS = DistillSettings("tiny", ("a4",), steps=3, batch_size=3, text_rows=2, reply_tokens=4, rank=2)
+
+
+def rows(count: int, start: int) -> list[TokenisedAnchor]:
+    return [TokenisedAnchor([2, start + i, 5, 6], [7 + i, 8, 9, 10]) for i in range(count)]
+
+
+def own_lessons(loaded: LoadedModel, settings: DistillSettings) -> dict[str, distill.Lesson]:
+    """Rows of any tokens: a random model refuses nothing, so its own words cannot be sorted into sides."""
+    reader = AnchorReader(loaded.model, 0, share=False)
+    found = {"refuse": rows(6, 10), "answer": rows(6, 18), "text": rows(4, 3)}
+    return {name: distill.Lesson(own, reader.likely(own), distill.random.Random(name)) for name, own in found.items()}
+
+
+@pytest.fixture
+def lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "_lessons", own_lessons)
+
+
+def apart(loaded: LoadedModel, given: Sequence[TokenisedAnchor], target: torch.Tensor) -> float:
+    """Mean divergence from logits over the whole vocabulary."""
+    with torch.inference_mode():
+        logits = AnchorReader(loaded.model, 0, share=False).batch(given).logits(loaded.model)
+    p, q = target.log_softmax(-1), logits.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.usefixtures("lessons")
+def test_under_the_approximation_the_model_comes_nearer_to_its_exact_self(tiny: LoadedModel, tmp_path: Path) -> None:
+    with torch.no_grad():  # random weights are too small for rounding to matter
+        for weight in (parameter for parameter in tiny.model.parameters() if parameter.dim() == 2):
+            weight.mul_(6.0)
+    given = rows(6, 10)
+    with torch.inference_mode():
+        target = AnchorReader(tiny.model, 0, share=False).batch(given).logits(tiny.model)
+        with approximate(tiny.model, "a4", calibration_rows=[[2, 5, 6]]):
+            before = apart(tiny, given, target)
+    settings = replace(SETTINGS, steps=80, batch_size=6, learning_rate=5e-3, rank=8)
+    found = harden_by_distillation(settings, tmp_path / "adapter", loaded=tiny)
+    with approximate(tiny.model, "a4", calibration_rows=[[2, 5, 6]]):
+        after = apart(tiny, given, target)
+    assert before > 1e-3
+    assert after < before / 2
+    assert apart(tiny, given, target) < before / 2  # and exact it stays near what it was
+    assert (found.steps, found.rows) == (80, 16)
+
+
+@pytest.mark.usefixtures("lessons")
+@pytest.mark.parametrize("names", [("teal:0.5",), ("a6", "bolt"), ("noise:up=0.2", "kv4")])
+def test_any_approximations_take_turns_and_leave_no_trace(
+    tiny: LoadedModel, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    harden_by_distillation(replace(SETTINGS, noise=names), tmp_path / "adapter", loaded=tiny)
+    assert active_label(tiny.model) == ""
+    moved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert any(float(value.abs().max()) > 0 for key, value in moved.items() if "lora_B" in key)
+    record = json.loads((tmp_path / "adapter" / "trimtab.json").read_text())
+    assert record["harden"]["method"] == "distill"
+    assert tuple(record["harden"]["noise"]) == names
+
+
+@pytest.mark.usefixtures("lessons")
+def test_the_same_seed_gives_the_same_adapter(tmp_path: Path) -> None:
+    from tests.tiny import tiny_model
+
+    found = []
+    for name in "ab":
+        harden_by_distillation(SETTINGS, tmp_path / name, loaded=tiny_model())
+        found.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+@pytest.mark.parametrize("names", [(), ("none",), ("a6", "none")])
+def test_without_an_approximation_there_is_nothing_to_learn(names: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs an approximation"):
+        harden_by_distillation(replace(SETTINGS, noise=names), tmp_path / "x")
+
+
+def test_a_finished_adapter_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="finished adapter"):
+        harden_by_distillation(SETTINGS, tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == b"mine"
+
+
+def test_in_training_a_prompt_ends_where_its_reply_begins() -> None:
+    """The source leaves the first half of a prompt exact and every decoded token sparse."""
+    seen = Rows(real=torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]], dtype=torch.bool), decoded=2)
+    found = zero_below(10.0, 0.5, seen)(torch.ones(2, 6, 1)).squeeze(-1)  # zeroed where it is touched
+    assert found.tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+
+
+def test_a_lesson_gives_rows_with_their_own_targets() -> None:
+    logits = torch.randn(5, 3, 12, generator=torch.Generator().manual_seed(0))
+    own = [TokenisedAnchor([1, 2], [3] * size) for size in (3, 2, 3, 2, 2)]
+    used = torch.tensor([[column >= 3 - len(row.reply) for column in range(3)] for row in own])
+    lesson = distill.Lesson(own, likely_of(logits, used, 4), distill.random.Random(0))
+    for _ in range(10):
+        chosen, likely = lesson.some(2)
+        width = max(len(row.reply) for row in chosen)
+        assert likely.used.shape == (2, width)
+        assert [int(count) for count in likely.used.sum(1)] == [len(row.reply) for row in chosen]
