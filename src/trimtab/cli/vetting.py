@@ -137,7 +137,8 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter.")
 @click.option("--pairs", type=click.IntRange(1), help="Requests of the bundled set.  [default: 160]")
 @click.option("--steps", type=click.IntRange(1), help="[default: 60 (distill), 40 (quada)]")
-@click.option("--batch-size", type=click.IntRange(1), help="Rows; distill: of each side.  [default: 8]")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows; distill: harmful requests.  [default: 8]")
+@click.option("--innocent-rows", type=click.IntRange(1), help="distill: innocent requests in a step.  [default: 8]")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 1e-3 (distill), 2e-4 (quada)]"
 )

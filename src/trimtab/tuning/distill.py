@@ -6,6 +6,7 @@ An anchor that the model would not itself say measures style, not refusal: its l
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,12 +51,21 @@ def distill(loaded: LoadedModel, anchors: SafetyAnchors, batch_size: int = 32) -
         wanted = "refused" if anchor.side == "refuse" else "answered"
         if reply and judge(anchor.request, reply).label == wanted:
             kept.append(replace(anchor, reply=reply))
-    _require_alignment(loaded.name, kept, asked)
+    require_alignment(loaded.name, kept, asked)
     origin = f"{anchors.origin}, self-distilled" if pending else anchors.origin
     return replace(anchors, anchors=tuple(kept), origin=origin)
 
 
-def _require_alignment(name: str, kept: list[Anchor], asked: Counter[str]) -> None:
+def require_alignment(name: str, kept: Sequence[Anchor], asked: Mapping[str, int]) -> None:
+    """Check that the model went the right way on enough of each side's requests.
+
+    Args:
+        name: of the model, for the message.
+        kept: anchors that it answered the right way. asked: requests of each side.
+
+    Raises:
+        GuardError: when it did on less than a quarter of a side.
+    """
     for side in SIDES:
         held = sum(anchor.side == side for anchor in kept)
         if asked[side] and held < LEAST_SHARE * asked[side]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trimtab import data, models
-from trimtab.anchors import SIDES, SafetyAnchors
+from trimtab.anchors import SIDES, Anchor
 from trimtab.approximation.apply import installed
 from trimtab.approximation.calibration import collect, default_rows
 from trimtab.approximation.naming import parse
@@ -38,11 +39,12 @@ from trimtab.approximation.noise import Noise
 from trimtab.approximation.sites import base_of, find_sites
 from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ModelError, UsageError
-from trimtab.generation import GenerationSettings, generate_ids, render
+from trimtab.evaluation.judges import judge
+from trimtab.generation import GenerationSettings, fitting_rows, generate, generate_ids, render
 from trimtab.models import LoadedModel
-from trimtab.tuning.distill import distill
+from trimtab.tuning.distill import REPLY_TOKENS, require_alignment
 from trimtab.tuning.likely import Likely
-from trimtab.tuning.pools import AnchorReader, TokenisedAnchor, build_pools
+from trimtab.tuning.pools import AnchorReader, TokenisedAnchor, tokenise
 from trimtab.vetting.harden import Hardened, save, straight_through
 
 TEXT_TOKENS = 48
@@ -57,7 +59,7 @@ class DistillSettings:
         noise: approximations that take turns.
         pairs: bundled requests of each side, at most; texts: ordinary texts that the exact model writes.
         reply_tokens: first tokens of a reply that are compared.
-        batch_size: requests of each side in a step; text_rows: texts in a step.
+        batch_size: harmful requests in a step; innocent_rows: innocent ones; text_rows: texts.
         clean: weight of keeping the exact model.
     """
 
@@ -68,6 +70,7 @@ class DistillSettings:
     reply_tokens: int = 8
     steps: int = 60
     batch_size: int = 8
+    innocent_rows: int = 8
     text_rows: int = 4
     clean: float = 1.0
     learning_rate: float = 1e-3
@@ -140,13 +143,17 @@ class _Course(NamedTuple):
         base, layers, edits = self.edits[step % len(self.edits)]
         self.rows.draw, self.rows.decoded = step + 1, self.settings.reply_tokens - 1
         with installed(base, layers, edits, self.rows):
-            total = sum(self._backward(side, self.settings.batch_size, 1.0) for side in SIDES)
+            total = sum(self._backward(side, count, 1.0) for side, count in self.counts().items())
         self.rows.decoded = 0
         if self.settings.clean:
-            counts: dict[str, int] = dict.fromkeys(SIDES, -(-self.settings.batch_size // 2))
+            counts = {side: -(-count // 2) for side, count in self.counts().items()}
             counts["text"] = self.settings.text_rows
             total += sum(self._backward(name, count, self.settings.clean) for name, count in counts.items())
         return total
+
+    def counts(self) -> dict[str, int]:
+        """Requests of each side in a step."""
+        return {"refuse": self.settings.batch_size, "answer": self.settings.innocent_rows}
 
     def _backward(self, name: str, count: int, weight: float) -> float:
         rows, likely = self.lessons[name].some(count)
@@ -196,15 +203,45 @@ def _adapted(loaded: LoadedModel, settings: DistillSettings) -> Any:
 
 
 def _lessons(loaded: LoadedModel, settings: DistillSettings) -> dict[str, Lesson]:
-    """Refusals and answers in the exact model's own words, and texts of its own, each with what it would say."""
-    anchors = distill(loaded, replace(SafetyAnchors.bundled(settings.pairs), system=None))
-    pools = build_pools(loaded, anchors, settings.reply_tokens)
-    rows: dict[str, list[TokenisedAnchor]] = {str(side): pool.rows for side, pool in pools.items()}
-    rows["text"] = _texts(loaded, settings)
+    """Replies to both sides and texts, all in the exact model's own words, each with what it would say."""
+    rows = {**_replies(loaded, settings), "text": _texts(loaded, settings)}
     reader = AnchorReader(loaded.model, _pad(loaded), share=False)
     return {
         name: Lesson(own, reader.likely(own), random.Random(f"{settings.seed}|{name}")) for name, own in rows.items()
     }
+
+
+def _replies(loaded: LoadedModel, settings: DistillSettings) -> dict[str, list[TokenisedAnchor]]:
+    """The model's own replies, the wrong ones too: what it does where it is undecided is to stay as it is.
+
+    Raises:
+        GuardError: a model that refuses or answers too little to have a behaviour worth keeping.
+    """
+    anchors = _requests(settings)
+    chats = [[{"role": "user", "content": anchor.request}] for anchor in anchors]
+    wanted = GenerationSettings(max_new_tokens=REPLY_TOKENS, batch_size=fitting_rows(loaded))
+    replied = [
+        replace(anchor, reply=answer.text)
+        for anchor, answer in zip(anchors, generate(loaded, chats, wanted), strict=True)
+        if answer.text
+    ]
+    right = {"refuse": "refused", "answer": "answered"}
+    kept = [one for one in replied if judge(one.request, one.reply or "").label == right[one.side]]
+    require_alignment(loaded.name, kept, Counter(anchor.side for anchor in anchors))
+    return {
+        side: [tokenise(loaded, one, None, settings.reply_tokens) for one in replied if one.side == side]
+        for side in SIDES
+    }
+
+
+def _requests(settings: DistillSettings) -> list[Anchor]:
+    """Bundled training requests: harmful ones and as many innocent ones, two thirds of them their twins."""
+    known = data.requests("train")
+    pairs = random.Random(settings.seed).sample(known, min(settings.pairs, len(known)))
+    innocent = [pair.benign for pair in pairs]
+    for place, text in zip(range(2, len(innocent), 3), data.instructions("train")[settings.texts :], strict=False):
+        innocent[place] = text
+    return [Anchor(pair.harmful, "refuse") for pair in pairs] + [Anchor(text, "answer") for text in innocent]
 
 
 def _texts(loaded: LoadedModel, settings: DistillSettings) -> list[TokenisedAnchor]:

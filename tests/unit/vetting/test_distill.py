@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from trimtab import data
 from trimtab.approximation import approximate
 from trimtab.approximation.apply import active_label
 from trimtab.approximation.sparsity import zero_below
 from trimtab.approximation.technique import Rows
-from trimtab.errors import UsageError
+from trimtab.errors import GuardError, UsageError
+from trimtab.generation import Generation
 from trimtab.models import LoadedModel
 from trimtab.tuning.likely import likely_of
 from trimtab.tuning.pools import AnchorReader, TokenisedAnchor
@@ -92,6 +95,45 @@ def test_the_same_seed_gives_the_same_adapter(tmp_path: Path) -> None:
         harden_by_distillation(SETTINGS, tmp_path / name, loaded=tiny_model())
         found.append(load_file(tmp_path / name / "adapter_model.safetensors"))
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[str, bool], bool]) -> None:
+    """The exact model's replies, by whether it refuses a request."""
+    harmful = {pair.harmful for pair in data.requests("train")}
+
+    def reply(_: Any, chats: Any, __: Any) -> list[Generation]:
+        texts = [chat[0]["content"] for chat in chats]
+        said = ["sorry i can't help" if refuses(text, text in harmful) else "sure here is how" for text in texts]
+        return [Generation(text, 4, 5, False) for text in said]
+
+    monkeypatch.setattr(distill, "generate", reply)
+
+
+def test_replies_of_both_kinds_are_learnt_where_the_model_is_undecided(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, lambda text, is_harmful: is_harmful ^ (len(text) % 3 == 0))
+    found = distill._replies(tiny, replace(SETTINGS, pairs=30, texts=5))
+    refusal, answer = (
+        tiny.tokenizer(text, add_special_tokens=False)["input_ids"][:4]
+        for text in ("sorry i can't help", "sure here is how")
+    )
+    for side in ("refuse", "answer"):
+        assert len(found[side]) == 30
+        assert {tuple(row.reply) for row in found[side]} == {tuple(refusal), tuple(answer)}
+
+
+def test_no_held_out_request_is_learnt() -> None:
+    asked = {anchor.request for anchor in distill._requests(replace(SETTINGS, pairs=10_000))}
+    held_out = {text for pair in data.requests("eval") for text in (pair.harmful, pair.benign)}
+    assert not asked & (held_out | set(data.instructions("eval")))
+    assert len({pair.harmful for pair in data.requests("train")} & asked) == len(data.requests("train"))
+
+
+def test_a_model_that_refuses_nothing_has_nothing_to_keep(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, lambda text, is_harmful: False)
+    with pytest.raises(GuardError, match="refuses too few"):
+        distill._replies(tiny, replace(SETTINGS, pairs=20, texts=5))
 
 
 @pytest.mark.parametrize("names", [(), ("none",), ("a6", "none")])
