@@ -60,7 +60,7 @@ class DistillSettings:
         pairs: bundled requests of each side, at most; texts: ordinary texts that the exact model writes.
         reply_tokens: first tokens of a reply that are compared.
         batch_size: harmful requests in a step; innocent_rows: innocent ones; text_rows: texts.
-        clean: weight of keeping the exact model.
+        clean: weight of keeping the exact model. bf16: train under autocast.
     """
 
     model: str
@@ -76,6 +76,7 @@ class DistillSettings:
     learning_rate: float = 1e-3
     rank: int = 16
     seed: int = 0
+    bf16: bool = False
 
 
 class Lesson(NamedTuple):
@@ -92,9 +93,7 @@ class Lesson(NamedTuple):
         return rows, self.likely.of(chosen, max(len(row.reply) for row in rows))
 
 
-def harden_by_distillation(
-    settings: DistillSettings, out: Path, *, loaded: LoadedModel | None = None, autocast: torch.dtype | None = None
-) -> Hardened:
+def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: LoadedModel | None = None) -> Hardened:
     """Train an adapter under approximations, and save it in ``out``.
 
     Raises:
@@ -122,7 +121,7 @@ def harden_by_distillation(
     edits = [_edits(several, subject) for several in techniques]
     model = _adapted(loaded, settings)
     reader = AnchorReader(model, _pad(loaded), share=False)
-    scope = nullcontext() if autocast is None else torch.autocast(loaded.device.type, dtype=autocast)
+    scope = torch.autocast(loaded.device.type, dtype=torch.bfloat16) if settings.bf16 else nullcontext()
     losses = _train(_Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], scope), model)
     record = {"base": loaded.name, "base_sha256": base_sha256, "harden": {"method": "distill", **asdict(settings)}}
     save(model, loaded, out, record)

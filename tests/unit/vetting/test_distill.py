@@ -87,6 +87,13 @@ def test_any_approximations_take_turns_and_leave_no_trace(
 
 
 @pytest.mark.usefixtures("lessons")
+def test_it_trains_in_bfloat16(tiny: LoadedModel, tmp_path: Path) -> None:
+    harden_by_distillation(replace(SETTINGS, bf16=True), tmp_path / "adapter", loaded=tiny)
+    moved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(value.dtype == torch.float32 and bool(torch.isfinite(value).all()) for value in moved.values())
+
+
+@pytest.mark.usefixtures("lessons")
 def test_the_same_seed_gives_the_same_adapter(tmp_path: Path) -> None:
     from tests.tiny import tiny_model
 
