@@ -50,8 +50,9 @@ def _python() -> Check:
 def _torch() -> Check:
     import torch
 
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    half = "bfloat16 in hardware" if bf16 else "no bfloat16 instructions: train in float32 on this CPU"
+    from trimtab.precision import cpu_has_bfloat16
+
+    half = "bfloat16 in hardware" if cpu_has_bfloat16() else "no bfloat16 instructions: train in float32 on this CPU"
     return Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads, CPU: {half}")
 
 

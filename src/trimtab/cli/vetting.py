@@ -144,7 +144,7 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--rank", type=click.IntRange(1), help="[default: 16]")
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
-@click.option("--bf16", is_flag=True, default=None, help="distill: train in bfloat16 (autocast).")
+@click.option("--bf16/--fp32", default=None, help="distill: train in bfloat16 or not; default: where it is native.")
 @click.option("--texts", type=click.IntRange(1), help="distill: ordinary texts to be held.  [default: 64]")
 @click.option("--reply-tokens", type=click.IntRange(2), help="distill: first tokens compared.  [default: 8]")
 @click.option("--clean", type=click.FloatRange(0), help="distill: weight of holding the exact model.  [default: 1]")

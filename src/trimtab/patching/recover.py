@@ -33,6 +33,7 @@ from trimtab.anchors import Anchor
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
 from trimtab.patching.heldout import reply_logits, row_divergence
+from trimtab.precision import training_scope
 from trimtab.tuning.pools import TokenisedAnchor, reader_for, tokenise
 
 PUBLISHED_STEPS = 10
@@ -52,6 +53,7 @@ class Recipe:
         refuse_rows, answer_rows, hold_rows: rows of each kind in a step, in rotation.
         hold_weight: see the module's docstring.
         warmup: steps over which the rate rises linearly.
+        bf16: train under autocast; None: where the device computes in bfloat16 natively.
     """
 
     learning_rate: float = LORA_RATE
@@ -61,6 +63,7 @@ class Recipe:
     hold_rows: int = 4
     hold_weight: float = 1.0
     warmup: int = 2
+    bf16: bool | None = None
 
 
 class Rotation:
@@ -124,9 +127,9 @@ class TwoSided:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         refuse, answer = take["refuse"].next(recipe.refuse_rows), take["answer"].next(recipe.answer_rows)
-        logits = reply_logits(
-            self.loaded, [*(self.refuse.rows[i] for i in refuse), *(self.answer.rows[i] for i in answer)]
-        )
+        rows = [*(self.refuse.rows[i] for i in refuse), *(self.answer.rows[i] for i in answer)]
+        with training_scope(self.loaded.device, recipe.bf16):
+            logits = reply_logits(self.loaded, rows)
         loss = self.refuse.distances(refuse, logits[: len(refuse)]).mean()
         if answer:
             loss = loss + self.answer.distances(answer, logits[len(refuse) :]).mean()
@@ -169,7 +172,8 @@ class TwoSided:
         held = self.turns["hold"].next(count) if self.recipe.hold_weight else []
         if not held:
             return 0.0
-        logits = reply_logits(self.loaded, [self.hold.rows[i] for i in held])
+        with training_scope(self.loaded.device, self.recipe.bf16):
+            logits = reply_logits(self.loaded, [self.hold.rows[i] for i in held])
         loss = self.recipe.hold_weight * self.hold.distances(held, logits).mean()
         backward(loss)
         return float(loss.detach())

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from trimtab import models
 from trimtab.errors import DataError, TrimtabError, UsageError
+from trimtab.precision import cpu_has_bfloat16
 from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS, GuardArguments, named_anchors
 from trimtab.tuning.trl_on_cpu import supervised_positions_only
 
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     if models.default_device().type == "cpu":  # a flag or a YAML key still wins
         # Transformers refuses bf16, which is TRL's default, without a GPU unless told that a CPU is meant; and where
         # the processor has no such instructions it is many times slower.
-        parser.set_defaults(use_cpu=True, **({} if _cpu_has_bfloat16() else {"bf16": False}))
+        parser.set_defaults(use_cpu=True, **({} if cpu_has_bfloat16() else {"bf16": False}))
     try:
         *found, remaining = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
     except OSError as error:
@@ -280,10 +281,6 @@ def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel) -> None:
 def _record_base(folder: Path, base: str, base_sha256: str) -> None:
     """Beside an adapter: which weights it belongs to, so that another base of the same shape is refused."""
     (folder / "trimtab.json").write_text(json.dumps({"base": base, "base_sha256": base_sha256}, indent=1))
-
-
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _refuse_finished(training: Any) -> None:

@@ -22,7 +22,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -42,6 +41,7 @@ from trimtab.errors import ModelError, UsageError
 from trimtab.evaluation.judges import judge
 from trimtab.generation import GenerationSettings, fitting_rows, generate, generate_ids, render
 from trimtab.models import LoadedModel
+from trimtab.precision import training_scope
 from trimtab.tuning.distill import REPLY_TOKENS, require_alignment
 from trimtab.tuning.likely import Likely
 from trimtab.tuning.pools import AnchorReader, TokenisedAnchor, tokenise
@@ -60,7 +60,8 @@ class DistillSettings:
         pairs: bundled requests of each side, at most; texts: ordinary texts that the exact model writes.
         reply_tokens: first tokens of a reply that are compared.
         batch_size: harmful requests in a step; innocent_rows: innocent ones; text_rows: texts.
-        clean: weight of keeping the exact model. bf16: train under autocast.
+        clean: weight of keeping the exact model.
+        bf16: train under autocast; None: where the device computes in it natively.
     """
 
     model: str
@@ -76,7 +77,7 @@ class DistillSettings:
     learning_rate: float = 1e-3
     rank: int = 16
     seed: int = 0
-    bf16: bool = False
+    bf16: bool | None = None
 
 
 class Lesson(NamedTuple):
@@ -121,8 +122,8 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     edits = [_edits(several, subject) for several in techniques]
     model = _adapted(loaded, settings)
     reader = AnchorReader(model, _pad(loaded), share=False)
-    scope = torch.autocast(loaded.device.type, dtype=torch.bfloat16) if settings.bf16 else nullcontext()
-    losses = _train(_Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], scope), model)
+    course = _Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], loaded.device)
+    losses = _train(course, model)
     record = {"base": loaded.name, "base_sha256": base_sha256, "harden": {"method": "distill", **asdict(settings)}}
     save(model, loaded, out, record)
     kept = sum(len(lesson.rows) for lesson in lessons.values())
@@ -135,7 +136,7 @@ class _Course(NamedTuple):
     lessons: dict[str, Lesson]
     rows: Rows
     edits: list[tuple[Any, Any, list[Edit]]]
-    scope: AbstractContextManager[object]
+    device: torch.device
 
     def loss(self, step: int) -> float:
         """The loss of one step; its gradient is in the parameters when this returns, each part's graph freed."""
@@ -156,7 +157,7 @@ class _Course(NamedTuple):
 
     def _backward(self, name: str, count: int, weight: float) -> float:
         rows, likely = self.lessons[name].some(count)
-        with self.scope:
+        with training_scope(self.device, self.settings.bf16):
             loss = weight * self.reader.divergences(rows, likely).mean()
         loss.backward()
         return float(loss.detach())

@@ -1,0 +1,28 @@
+"""Where bfloat16 is used for training, and where not.
+
+Covered: whether this machine computes in bfloat16 natively, and the scope that does so. Not covered: the type that
+weights are loaded in (``models.py``) and TRL's own flags (``tuning/sft.py``).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor has bfloat16 instructions; without them it is many times slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def training_scope(device: torch.device, bf16: bool | None) -> AbstractContextManager[object]:
+    """Autocast to bfloat16, or nothing; enter it anew for every step.
+
+    Args:
+        device: where the model is.
+        bf16: None: where the device computes in bfloat16 natively. Weights stay as they are.
+    """
+    if bf16 is None:
+        bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu_has_bfloat16()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
