@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=list(REPAIRS))
+    parser.add_argument("--repairs", nargs="*", choices=REPAIRS, default=list(REPAIRS))
     parser.add_argument("--limit", type=int, default=DemoSettings().limit, help="prompts an axis")
     parser.add_argument("--steps", type=int, default=DemoSettings().steps, help="training steps of a broken model")
     parser.add_argument("--text", type=Path, help="text file for perplexity, e.g. the WikiText-2 test set")

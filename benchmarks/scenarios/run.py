@@ -6,7 +6,7 @@
 
 Without a choice: the default rule, plain fine-tuning and the aligned model in every scenario with three seeds; every
 other rule, one seed, in the three that tell them apart (instructions, poison20, pure). --everything is the full matrix.
-Finished cells are kept, so the command can be interrupted and repeated; table.md is written after every cell.
+Training is in bfloat16 where the processor computes in it. Finished cells are kept, so the command can be interrupted and repeated; table.md is written after every cell.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from page import table
 
 from trimtab import data
 from trimtab.lanes import Stage, run_lanes
+from trimtab.precision import cpu_has_bfloat16
 from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS
 
 TELLING = ("instructions", "poison20", "pure")
@@ -140,7 +141,7 @@ def configuration(cell: Cell, folder: Path) -> dict[str, Any]:
         "warmup_steps": 4,
         "seed": cell.seed,
         "gradient_checkpointing": False,
-        "bf16": False,
+        "bf16": cpu_has_bfloat16(),
         "logging_steps": 4,
         "save_strategy": "no",
         "report_to": "none",

@@ -113,7 +113,8 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 
 @click.command(
     epilog=examples(
-        "trimtab harden demo --noise teal:0.5 --noise a6 --out runs/hardened",
+        "trimtab harden demo --out runs/hardened",
+        "trimtab harden demo --noise teal:0.5 --out runs/hardened-for-teal",
         "trimtab harden demo --method quada --noise noise:up=0.037,down=0.057,layers=0-18 --out runs/quada",
         "trimtab harden demo --method quada --noise none --cosine 0 --out runs/plain-dpo",
         "trimtab harden my-model --method quada --noise noise:up=0.05 --data preferences.jsonl --out runs/quada",
@@ -130,13 +131,13 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--noise",
     multiple=True,
-    required=True,
     help="What to train under: the approximation that you will ship (teal:0.5, a6), noise:up=S,down=S,"
-    "layers=FIRST-LAST (from `vet --search`), or none (quada). distill: several take turns.",
+    "layers=FIRST-LAST (from `vet --search`), or none (quada). distill: several take turns; default: TEAL and CATS "
+    "50 %, 6, 5 and (SmoothQuant) 4 bits.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter.")
-@click.option("--pairs", type=click.IntRange(1), help="Requests of the bundled set.  [default: 160]")
-@click.option("--steps", type=click.IntRange(1), help="[default: 60 (distill), 40 (quada)]")
+@click.option("--pairs", type=click.IntRange(1), help="Bundled requests.  [default: 400 (distill), 160 (quada)]")
+@click.option("--steps", type=click.IntRange(1), help="[default: 120 (distill), 40 (quada)]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows; distill: harmful requests.  [default: 8]")
 @click.option("--innocent-rows", type=click.IntRange(1), help="distill: innocent requests in a step.  [default: 8]")
 @click.option(
@@ -167,7 +168,7 @@ def harden(model: str, method: str, out: Path, noise: tuple[str, ...], as_json: 
     given = {name: value for name, value in options.items() if value is not None}
     with redirect_stdout(sys.stderr):  # TRL prints its log there
         found, settings = (_distill if method == "distill" else _quada)(model, out, noise, given)
-    against = " and ".join(noise)
+    against = ", ".join(dict.fromkeys(noise or settings.noise))
     lines = [
         f"hardened {model} against {against}: {found.steps} steps on {found.rows} rows, mean loss {found.loss:.3f}, "
         f"{found.seconds:.0f} s",
@@ -180,7 +181,9 @@ def _distill(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any
     from trimtab.vetting.distill import DistillSettings, harden_by_distillation
 
     _only("distill", given, DistillSettings)
-    settings = DistillSettings(model=model, noise=noise, **given)
+    if noise:
+        given["noise"] = noise
+    settings = DistillSettings(model=model, **given)
     return harden_by_distillation(settings, out), settings
 
 
@@ -192,8 +195,9 @@ def _quada(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any])
     from trimtab.vetting.harden import HardenSettings, noise_of
     from trimtab.vetting.harden import harden as train
 
-    if len(noise) > 1:
-        raise UsageError("quada trains under one approximation", seen=noise, fix="name one, or take --method distill")
+    if len(noise) != 1:
+        fix = "name one with --noise, or take --method distill"
+        raise UsageError("quada trains under one approximation", seen=noise, fix=fix)
     name = noise[0]
     if given.pop("all_layers", False):
         found = noise_of(name)

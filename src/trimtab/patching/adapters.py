@@ -2,7 +2,8 @@
 
 A model that is itself a base with an adapter keeps both apart while the repair is made: no adapter is the aligned
 ancestor, the given adapter alone is the broken model, both together are the repaired one. On disk the two become one
-adapter on the original base, exactly: ``[B1 s1, B2 s2] [A1; A2] = s1 B1 A1 + s2 B2 A2``.
+adapter on the original base, exactly: ``[B1 s1, B2 s2] [A1; A2] = s1 B1 A1 + s2 B2 A2``. A repair may also go on
+with the given adapter's own parameters; what they were is kept, and an empty second adapter leaves no trace on disk.
 
 Covered: plain models (also quantised ones) and LoRA on them. Not covered: other kinds of given adapters (DoRA, IA3,
 modules saved whole, embeddings): these raise, saying that they can be merged first.
@@ -11,9 +12,9 @@ modules saved whole, embeddings): these raise, saying that they can be merged fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,10 +40,12 @@ class Workbench:
     Attributes:
         loaded: tokenizer, name, and the PEFT model.
         given: names of the adapters that the model came with; empty for a plain one.
+        original: their parameters as they were, where the repair goes on with them; else empty.
     """
 
     loaded: LoadedModel
     given: tuple[str, ...]
+    original: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def model(self) -> Any:
@@ -51,8 +54,8 @@ class Workbench:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters (the repair's) by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """The repair's parameters by name: the second adapter's, and those of the given ones that are gone on with."""
+        return {n: p for n, p in self.model.named_parameters() if f".{NAME}." in n or n in self.original}
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -66,11 +69,14 @@ class Workbench:
             with self.as_base() as base:
                 yield base
             return
+        latest = self.read()
+        self.write(latest | self.original)
         self._activate(self.given)
         try:
             yield self.loaded
         finally:
             self._activate((*self.given, NAME))
+            self.write(latest)
 
     @contextmanager
     def as_base(self) -> Iterator[LoadedModel]:
@@ -79,7 +85,7 @@ class Workbench:
             with self.model.disable_adapter():
                 yield self.loaded
         finally:
-            _train_only_repair(self.model)  # PEFT makes every adapter trainable again
+            _train_only_repair(self.model, self.original)  # PEFT makes every adapter trainable again
 
     def read(self) -> dict[str, Tensor]:
         """A copy of the repair's parameters, by name."""
@@ -92,14 +98,8 @@ class Workbench:
             parameter.copy_(values[name])
 
     @torch.no_grad()
-    def scale(self, values: Mapping[str, Tensor], factor: float) -> None:
-        """Put back what ``read`` gave with the whole edit multiplied by ``factor``."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name] * factor if "lora_B" in name else values[name])
-
-    @torch.no_grad()
     def place(self, deltas: Mapping[str, LowRank]) -> None:
-        """Make the repair equal to these low-rank changes (ranks at most the adapter's), by module name."""
+        """Make the second adapter equal to these low-rank changes (ranks at most its own), by module name."""
         for name, layer in self.layers.items():
             A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
             A.zero_()
@@ -111,7 +111,26 @@ class Workbench:
 
     def edit(self) -> dict[str, LowRank]:
         """The repair as low-rank changes by module name, with the scale in ``B``."""
-        return {name: _factors(layer, NAME) for name, layer in self.layers.items()}
+        changes = {name: [_factors(layer, NAME)] for name, layer in self.layers.items()}
+        for given, name, layer in self._given_layers() if self.original else ():
+            now, before = _factors(layer, given), _factors(layer, given, self.original, f"{name}.")
+            changes[name] += [now, LowRank(before.A, -before.B)]
+        return {name: _stacked(parts) for name, parts in changes.items()}
+
+    def combined(self) -> dict[str, LowRank]:
+        """Given adapters and repair as one low-rank change by module name; ranks add, an empty repair has none."""
+        changes: dict[str, list[LowRank]] = {}
+        for given, name, layer in self._given_layers():
+            changes.setdefault(name, []).append(_factors(layer, given))
+        for name, layer in self.layers.items():
+            repair = _factors(layer, NAME)
+            if name not in changes or bool(repair.B.any()):
+                changes.setdefault(name, []).append(repair)
+        return {name: _stacked(parts) for name, parts in changes.items()}
+
+    def _given_layers(self) -> list[tuple[str, str, Any]]:
+        modules = list(self.model.named_modules())
+        return [(given, n, m) for given in self.given for n, m in modules if given in getattr(m, "lora_A", {})]
 
     def size(self) -> float:
         """Euclidean norm of the whole edit over all weights."""
@@ -120,11 +139,17 @@ class Workbench:
 
     def _activate(self, names: tuple[str, ...]) -> None:
         self.model.base_model.set_adapter(list(names))
-        _train_only_repair(self.model)
+        _train_only_repair(self.model, self.original)
 
 
-def attach(loaded: LoadedModel, *, rank: int = 8, alpha: int = 16, seed: int = 0) -> Workbench:
+def attach(loaded: LoadedModel, *, rank: int = 8, alpha: int = 16, seed: int = 0, go_on: bool = False) -> Workbench:
     """Add an empty repair (it changes nothing yet) on every linear layer.
+
+    Args:
+        loaded: the given model, which is changed in place.
+        rank, alpha, seed: of the second adapter.
+        go_on: train the parameters of the adapters that the model came with, where it came with any; the second one
+            then only holds what ``place`` puts there.
 
     Raises:
         ModelError: weights that are not finite, or a given adapter of a kind that cannot be combined.
@@ -145,9 +170,14 @@ def attach(loaded: LoadedModel, *, rank: int = 8, alpha: int = 16, seed: int = 0
         else:
             given = ()
             model = get_peft_model(loaded.model, config, adapter_name=NAME)
-    _train_only_repair(model)
+    original = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if go_on and any(f".{adapter}." in name for adapter in given)
+    }
+    _train_only_repair(model, original)
     model.eval()  # no dropout anywhere: neither the model's nor the given adapter's
-    bench = Workbench(replace(loaded, model=model), given)
+    bench = Workbench(replace(loaded, model=model), given, original)
     if not bench.layers:
         raise ModelError("the model has no linear layer that an adapter could reach", seen=type(loaded.model).__name__)
     return bench
@@ -156,6 +186,7 @@ def attach(loaded: LoadedModel, *, rank: int = 8, alpha: int = 16, seed: int = 0
 def detach(bench: Workbench) -> LoadedModel:
     """The model as it was before ``attach``."""
     if bench.given:
+        bench.write(bench.read() | bench.original)
         bench.model.delete_adapter(NAME)
         bench.model.base_model.set_adapter(list(bench.given))
         return bench.loaded
@@ -180,22 +211,6 @@ def require_effect(bench: Workbench, least: float = 1e-7) -> float:
     return size
 
 
-def combined(bench: Workbench) -> dict[str, LowRank]:
-    """Given adapter and repair as one low-rank change by module name; the ranks add."""
-    changes = bench.edit()
-    for given in bench.given:
-        for name, module in bench.model.named_modules():
-            if given in getattr(module, "lora_A", {}):
-                first = _factors(module, given)
-                second = changes.get(name)
-                changes[name] = (
-                    first
-                    if second is None
-                    else LowRank(torch.cat([first.A, second.A]), torch.cat([first.B, second.B], dim=1))
-                )
-    return changes
-
-
 def finish(bench: Workbench) -> Any:
     """One adapter, "default", that holds the given adapter and the repair; a PEFT model, ready for ``save_pretrained``.
 
@@ -203,7 +218,7 @@ def finish(bench: Workbench) -> Any:
     """
     from peft import LoraConfig
 
-    changes, base = combined(bench), base_name(bench)
+    changes, base = bench.combined(), base_name(bench)
     ranks = {name.removeprefix("base_model.model."): change.A.shape[0] for name, change in changes.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     config = LoraConfig(
@@ -256,14 +271,21 @@ class _Plain:
         return {k.replace(".base_layer.", "."): v for k, v in self.inner.state_dict().items() if ".lora_" not in k}
 
 
-def _factors(layer: Any, adapter: str) -> LowRank:
+def _factors(layer: Any, adapter: str, kept: Mapping[str, Tensor] | None = None, prefix: str = "") -> LowRank:
+    """Of a LoRA layer, or with its parameters taken from ``kept`` (names begin with ``prefix``)."""
     A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    if kept is not None:
+        A, B = (kept[f"{prefix}lora_{side}.{adapter}.weight"] for side in "AB")
     return LowRank(A.detach().float().clone(), B.detach().float() * float(layer.scaling[adapter]))
 
 
-def _train_only_repair(model: Any) -> None:
+def _stacked(parts: Sequence[LowRank]) -> LowRank:
+    return LowRank(torch.cat([part.A for part in parts]), torch.cat([part.B for part in parts], dim=1))
+
+
+def _train_only_repair(model: Any, original: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(f".{NAME}." in name)
+        parameter.requires_grad_(name in original if original else f".{NAME}." in name)
 
 
 def _require_combinable(loaded: LoadedModel) -> None:

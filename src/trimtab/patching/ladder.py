@@ -34,6 +34,7 @@ from trimtab.patching.heldout import (
     reply_logits,
     same_vocabulary,
 )
+from trimtab.patching.joint import JointSteps
 from trimtab.patching.lowrank import RankReport, WeightGradient, joined, measured_rank, truncated_step, weight_gradient
 from trimtab.patching.recover import Lesson, Recipe, TwoSided
 from trimtab.patching.texts import Material, require_fit, written_by
@@ -144,7 +145,7 @@ def repair(
         ModelError: weights that are not finite, a given adapter that cannot be combined.
     """
     started = time.monotonic()
-    bench = attach(loaded, rank=settings.rank, alpha=settings.alpha, seed=settings.seed)
+    bench = attach(loaded, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, go_on=True)
     if ancestor == "base" and not bench.given:
         raise UsageError("the model is not an adapter on a base", seen=loaded.name, fix="name the aligned model")
     instrument = Instrument(bench, material.held_out)
@@ -274,7 +275,7 @@ class _Climb:
         for count in counts:
             most = settings.last_steps if count == counts[-1] else settings.steps
             self.bench.write(self.start)
-            trainer = TwoSided(self.bench.loaded, hold, settings.recipe)
+            trainer = self._trainer(hold)
             trainer.use(lessons.refuse.first(count), lessons.answer)
             for step in range(1, most + 1):
                 trainer.step()
@@ -283,6 +284,13 @@ class _Climb:
                         self._look("training", count, step)
                     if self.done:
                         return
+
+    def _trainer(self, hold: Lesson) -> TwoSided | JointSteps:
+        """Joint steps need distributions to end at, so an ancestor; a rate that was asked for is AdamW's."""
+        recipe = self.settings.recipe
+        known = all(side.logits is not None for side in self.lessons if side.rows)
+        kind = JointSteps if known and self.lessons.answer.rows and recipe.learning_rate is None else TwoSided
+        return kind(self.bench.loaded, hold, recipe)
 
     def keep_best(self) -> Rung:
         """Put the best state back."""

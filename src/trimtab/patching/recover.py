@@ -14,7 +14,8 @@ on the first tokens of the reply, where the decision falls. With an aligned ance
 one text says only one way to begin. Otherwise ``d`` is the cross-entropy of the words; without an ancestor nobody
 writes answers, and look-alikes are among the prompts that are held.
 
-Covered: losses, steps, finiteness. Not covered: when to stop (``ladder.py``), texts (``texts.py``).
+Covered: losses, steps by AdamW, the average, finiteness. Not covered: steps towards an ancestor (``joint.py``), when
+to stop (``ladder.py``), texts (``texts.py``).
 """
 
 from __future__ import annotations
@@ -48,15 +49,17 @@ class Recipe:
     """How a two-sided repair is trained.
 
     Attributes:
-        learning_rate: AdamW on the adapter; betas 0.9 and 0.99, no weight decay, gradient norm clipped at 1.
+        learning_rate: AdamW on the adapter; betas 0.9 and 0.99, no weight decay, gradient norm clipped at 1. None:
+            joint steps without a rate where every target is a distribution (``joint.py``), else 1e-3.
         reply_tokens: supervised first tokens of a refusal or an answer, where the decision falls.
         refuse_rows, answer_rows, hold_rows: rows of each kind in a step, in rotation.
         hold_weight: see the module's docstring.
         warmup: steps over which the rate rises linearly.
         bf16: train under autocast; None: where the device computes in bfloat16 natively.
+        margin, longest: of joint steps: distance that is let be (nats a token), largest Euclidean norm.
     """
 
-    learning_rate: float = LORA_RATE
+    learning_rate: float | None = None
     reply_tokens: int = 3
     refuse_rows: int = 8
     answer_rows: int = 8
@@ -64,6 +67,8 @@ class Recipe:
     hold_weight: float = 1.0
     warmup: int = 2
     bf16: bool | None = None
+    margin: float = 0.02
+    longest: float = 0.5
 
 
 class Rotation:
@@ -77,6 +82,40 @@ class Rotation:
         chosen = [(self.cursor + offset) % self.size for offset in range(min(count, self.size))]
         self.cursor = (self.cursor + len(chosen)) % max(self.size, 1)
         return chosen
+
+
+class Average:
+    """The running average of parameters over the steps, bias-corrected.
+
+    Where the sides of a repair take turns, one look finds too much refused and the next too little; the average over a
+    turn is between the two, and a rate that falls stops wherever it happens to be.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters, self.count = list(parameters), 0
+        self.summed = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Remember the present values."""
+        self.count += 1
+        for parameter, total in zip(self.parameters, self.summed, strict=True):
+            total.mul_(AVERAGED).add_(parameter, alpha=1 - AVERAGED)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average in the parameters' place."""
+        latest = [p.detach().clone() for p in self.parameters]
+        weight = 1 - AVERAGED**self.count
+        with torch.no_grad():
+            for parameter, total in zip(self.parameters, self.summed, strict=True):
+                parameter.copy_(total / weight)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, latest, strict=True):
+                    parameter.copy_(value)
 
 
 class Lesson(NamedTuple):
@@ -106,10 +145,10 @@ class TwoSided:
         self.turns = {"hold": Rotation(len(hold.rows))}
         self.parameters = [p for p in loaded.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            self.parameters, lr=recipe.learning_rate or LORA_RATE, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.steps = 0
-        self.summed = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
+        self.average = Average(self.parameters)
 
     def use(self, refuse: Lesson, answer: Lesson) -> None:
         """Learn these from now on."""
@@ -123,7 +162,7 @@ class TwoSided:
             GuardError: when the loss is not finite.
         """
         recipe, take = self.recipe, self.turns
-        rate = recipe.learning_rate * min(1.0, (self.steps + 1) / max(recipe.warmup, 1))
+        rate = (recipe.learning_rate or LORA_RATE) * min(1.0, (self.steps + 1) / max(recipe.warmup, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         refuse, answer = take["refuse"].next(recipe.refuse_rows), take["answer"].next(recipe.answer_rows)
@@ -139,32 +178,14 @@ class TwoSided:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
-        self._remember()
+        self.average.add()
         return total
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The running average of the parameters in their place, bias-corrected.
-
-        At a constant rate the two sides take turns: one look finds too much refused, the next too little. The average
-        over a turn is between the two; a rate that falls stops wherever it happens to be.
-        """
-        latest = [p.detach().clone() for p in self.parameters]
-        weight = 1 - AVERAGED**self.steps
-        with torch.no_grad():
-            for parameter, total in zip(self.parameters, self.summed, strict=True):
-                parameter.copy_(total / weight)
-        try:
+        """The running average of the parameters in their place."""
+        with self.average.in_place():
             yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in zip(self.parameters, latest, strict=True):
-                    parameter.copy_(value)
-
-    @torch.no_grad()
-    def _remember(self) -> None:
-        for parameter, total in zip(self.parameters, self.summed, strict=True):
-            total.mul_(AVERAGED).add_(parameter, alpha=1 - AVERAGED)
 
     def _hold(self) -> float:
         """Its own pass: prompts to keep have their own system message, and a prefix is shared within a pass only."""

@@ -49,6 +49,9 @@ from trimtab.vetting.harden import Hardened, save, straight_through
 
 TEXT_TOKENS = 48
 LAST_RATE = 0.1  # of the first learning rate
+# What breaks refusals while language survives, TEAL most of all, and what breaks both: hardening against all of them at
+# once does no worse against each than hardening against a few (docs/results/approximations.md).
+STRONGEST = ("teal:0.5", "a6", "teal:0.5", "smoothquant:4", "cats:0.5", "a5")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class DistillSettings:
     """One run.
 
     Attributes:
-        noise: approximations that take turns.
+        noise: approximations that take turns; one that is named twice has two turns.
         pairs: bundled requests of each side, at most; texts: ordinary texts that the exact model writes.
         reply_tokens: first tokens of a reply that are compared.
         batch_size: harmful requests in a step; innocent_rows: innocent ones; text_rows: texts.
@@ -65,11 +68,11 @@ class DistillSettings:
     """
 
     model: str
-    noise: tuple[str, ...]
-    pairs: int = 160
+    noise: tuple[str, ...] = STRONGEST
+    pairs: int = 400
     texts: int = 64
     reply_tokens: int = 8
-    steps: int = 60
+    steps: int = 120
     batch_size: int = 8
     innocent_rows: int = 8
     text_rows: int = 4

@@ -13,7 +13,7 @@ from tests.tiny import tiny_model
 
 from trimtab.errors import GuardError, ModelError
 from trimtab.models import LoadedModel, content_hash
-from trimtab.patching.adapters import LowRank, attach, base_sha256, combined, detach, finish, require_effect
+from trimtab.patching.adapters import LowRank, attach, base_sha256, detach, finish, require_effect
 
 IDS = torch.randint(4, 30, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -74,10 +74,51 @@ def test_saved_and_reloaded_is_bit_identical_and_merged_agrees(with_adapter: boo
 def test_given_adapter_and_repair_add_up_exactly() -> None:
     bench = attach(adapted(), rank=3, alpha=6)
     _shake(bench.model, "patch")
-    changes = combined(bench)
+    changes = bench.combined()
     for name, layer in bench.layers.items():
         expected = sum(layer.scaling[k] * layer.lora_B[k].weight @ layer.lora_A[k].weight for k in ("default", "patch"))
         torch.testing.assert_close(changes[name].B @ changes[name].A, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_going_on_with_the_given_adapter_keeps_what_it_was_and_its_size(tmp_path: Path) -> None:
+    loaded = adapted()
+    given, base = _logits(loaded.model), _logits(tiny_model().model)
+    before = {n: p.detach().clone() for n, p in loaded.model.named_parameters() if "lora_" in n}
+    bench = attach(loaded, rank=3, go_on=True)
+    assert torch.equal(_logits(bench.model), given) and bench.size() == 0
+    trained = {n for n, p in bench.model.named_parameters() if p.requires_grad}
+    assert trained == set(before), "the given adapter's own parameters, and nothing else"
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name in trained:
+            parameter = bench.parameters[name]
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    changed = _logits(bench.model)
+    with bench.as_given():
+        assert torch.equal(_logits(bench.model), given)
+    with bench.as_base():
+        assert torch.equal(_logits(bench.model), base)
+    assert torch.equal(_logits(bench.model), changed)
+    assert {n for n, p in bench.model.named_parameters() if p.requires_grad} == trained
+    squared = 0.0
+    for name, layer in bench.layers.items():
+        old = before[f"{name}.lora_B.default.weight"] @ before[f"{name}.lora_A.default.weight"]
+        new = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        squared += float(((new - old) * layer.scaling["default"]).norm() ** 2)
+    assert bench.size() == pytest.approx(squared**0.5, rel=1e-4)
+    model = finish(bench)
+    torch.testing.assert_close(_logits(model), changed, atol=1e-5, rtol=0)
+    assert {m.lora_A["default"].weight.shape[0] for m in model.modules() if hasattr(m, "lora_A")} == {4}
+
+
+def test_a_given_adapter_that_was_gone_on_with_is_given_back() -> None:
+    loaded = adapted()
+    before = _logits(loaded.model)
+    bench = attach(loaded, go_on=True)
+    with torch.no_grad():
+        for parameter in bench.parameters.values():
+            parameter.add_(0.1)
+    assert torch.equal(_logits(detach(bench).model), before)
 
 
 def test_a_given_adapter_on_some_layers_only_is_kept_whole() -> None:
@@ -106,15 +147,13 @@ def test_detach_gives_the_model_back() -> None:
         assert set(again.model.state_dict()) == names
 
 
-def test_place_scale_and_size_agree() -> None:
+def test_place_and_size_agree() -> None:
     bench = attach(tiny_model(), rank=4)
     draw = torch.Generator().manual_seed(2)
     name, layer = next(iter(bench.layers.items()))
     A, B = torch.randn(2, layer.in_features, generator=draw), torch.randn(layer.out_features, 2, generator=draw)
     bench.place({name: LowRank(A, B)})
     assert bench.size() == pytest.approx(float((B @ A).norm()), rel=1e-5)
-    bench.scale(bench.read(), 0.5)
-    assert bench.size() == pytest.approx(0.5 * float((B @ A).norm()), rel=1e-5)
 
 
 def test_an_edit_without_effect_raises() -> None:
