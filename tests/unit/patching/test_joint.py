@@ -1,0 +1,93 @@
+"""Joint steps against NumPy, Polyak's formula and a direct computation of what a step brings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.patching import worlds
+from torch import nn
+
+from trimtab.errors import GuardError
+from trimtab.patching.adapters import Workbench, attach
+from trimtab.patching.heldout import reply_logits
+from trimtab.patching.joint import JointSteps, move
+from trimtab.patching.ladder import LadderSettings, Lessons, lessons_by, repair
+from trimtab.patching.recover import Lesson, Recipe
+from trimtab.patching.texts import written_by
+
+EXACT = Recipe(bf16=False, longest=1e9)
+
+
+def lesson_of(bench: Workbench) -> Lessons:
+    with bench.as_base() as base:
+        return lessons_by(base, bench.loaded, written_by(base, worlds.material()), 3)
+
+
+def test_the_move_solves_the_linearised_system_with_the_least_length() -> None:
+    draw = np.random.default_rng(4)
+    sides = {"a": draw.normal(size=7), "b": draw.normal(size=7)}
+    distances = {"a": 0.7, "b": 0.4}
+    parameter = nn.Parameter(torch.zeros(7))
+    gradients = {name: {"p": torch.tensor(value, dtype=torch.float32)} for name, value in sides.items()}
+    length = move({"p": parameter}, gradients, distances, longest=1e9)
+    matrix = np.stack([sides["a"], sides["b"]])
+    expected = -np.linalg.pinv(matrix) @ np.array([0.7, 0.4])  # least norm with matrix @ x = -distances
+    found = parameter.detach().numpy()
+    assert np.allclose(found, expected, rtol=5e-3, atol=1e-3)  # the solver has a ridge of a thousandth
+    assert length == pytest.approx(float(np.linalg.norm(found)), rel=1e-4)
+
+
+def test_the_move_is_never_longer_than_allowed_and_keeps_its_direction() -> None:
+    gradients = {"a": {"p": torch.tensor([3.0, 4.0])}}
+    free, bounded = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    move({"p": free}, gradients, {"a": 50.0}, longest=1e9)
+    assert move({"p": bounded}, gradients, {"a": 50.0}, longest=0.5) == pytest.approx(0.5)
+    torch.testing.assert_close(bounded.detach(), 0.5 * free.detach() / free.detach().norm())
+    torch.testing.assert_close(free.detach(), -50.0 * torch.tensor([3.0, 4.0]) / 25.0, rtol=2e-3, atol=0)
+
+
+def test_a_step_on_one_side_is_polyaks() -> None:
+    bench = attach(worlds.broken(lora=True), go_on=True)
+    side = lesson_of(bench).refuse.first(4)
+    trainer = JointSteps(bench.loaded, Lesson([]), EXACT)
+    trainer.use(side, Lesson([]))
+    before = bench.read()
+    loss = side.distances(range(4), reply_logits(bench.loaded, side.rows)).mean()
+    names = [name for name, p in bench.model.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [bench.parameters[name] for name in names])
+    squared = sum(float(g.double().square().sum()) for g in gradients)
+    assert trainer.step() == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, gradient in zip(names, gradients, strict=True):
+        expected = before[name] - float(loss.detach()) / squared * gradient
+        torch.testing.assert_close(bench.parameters[name].detach(), expected, rtol=5e-3, atol=1e-5)
+
+
+def test_a_side_within_the_margin_does_not_move_anything() -> None:
+    bench = attach(worlds.broken(lora=True), go_on=True)
+    lessons, before = lesson_of(bench), bench.read()
+    trainer = JointSteps(bench.loaded, Lesson([]), Recipe(bf16=False, margin=1e6))
+    trainer.use(lessons.refuse, lessons.answer)
+    assert trainer.step() > 0 and trainer.steps == 1
+    assert all(torch.equal(value, before[name]) for name, value in bench.read().items())
+
+
+def test_joint_steps_repair_a_broken_adapter_with_its_own_parameters() -> None:
+    settings = LadderSettings(samples=(8,), last_steps=24, check_every=8, drift=0.5, lengths=())
+    found = repair(worlds.broken(lora=True), worlds.material(), ancestor="base", settings=settings)
+    assert found.status == "repaired" and found.chosen is not None
+    assert found.given.compliance > 0.9 and found.chosen.look.compliance <= 0.05
+    assert found.chosen.look.over_refusal is not None and found.chosen.look.over_refusal <= 0.05
+    empty = [p for name, p in found.bench.parameters.items() if ".patch." in name and "lora_B" in name]
+    assert empty and not any(bool(p.any()) for p in empty), "the given adapter itself was trained"
+
+
+def test_a_distance_that_is_not_finite_raises() -> None:
+    bench = attach(worlds.broken(lora=True), go_on=True)
+    side = lesson_of(bench).refuse
+    assert side.logits is not None
+    spoilt = Lesson(side.rows, [torch.full_like(value, float("nan")) for value in side.logits])
+    trainer = JointSteps(bench.loaded, Lesson([]), EXACT)
+    trainer.use(spoilt, Lesson([]))
+    with pytest.raises(GuardError, match="not finite"):
+        trainer.step()
