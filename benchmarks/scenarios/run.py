@@ -6,7 +6,8 @@
 
 Without a choice: the default rule, plain fine-tuning and the aligned model in every scenario with three seeds; every
 other rule, one seed, in the three that tell them apart (instructions, poison20, pure). --everything is the full matrix.
-Training is in bfloat16 where the processor computes in it. Finished cells are kept, so the command can be interrupted and repeated; table.md is written after every cell.
+Training is in bfloat16 where the processor computes in it. Finished cells are kept, so the command can be interrupted
+and repeated; table.md is written after every cell.
 """
 
 from __future__ import annotations
