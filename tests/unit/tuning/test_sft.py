@@ -146,7 +146,7 @@ def test_a_quantised_base_is_guarded_through_its_adapter(place: Path) -> None:
 def test_without_a_gpu_the_precision_is_what_the_processor_is_good_at(
     place: Path, monkeypatch: pytest.MonkeyPatch, in_hardware: bool
 ) -> None:
-    monkeypatch.setattr(sft, "_cpu_has_bfloat16", lambda: in_hardware)
+    monkeypatch.setattr(sft, "cpu_has_bfloat16", lambda: in_hardware)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = _config(place, "out", bf16=None, use_cpu=None, max_steps=1)
     _, training, *_ = sft.parse(asked)
