@@ -12,19 +12,17 @@ Covered: sides with distributions as targets. Not covered: words as targets, who
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.errors import GuardError
-from trimtab.gradients.surgery import joint_step
 from trimtab.models import LoadedModel
 from trimtab.patching.heldout import reply_logits
 from trimtab.patching.recover import Average, Lesson, Recipe, Rotation
 from trimtab.precision import training_scope
-from trimtab.tuning.rules import gradients_of, inner_product
+from trimtab.tuning.rules import gradients_of, move_jointly
 
 
 class JointSteps:
@@ -59,7 +57,8 @@ class JointSteps:
             if distances[name] > self.recipe.margin:
                 gradients[name] = gradients_of(distance, self.parameters)
         if gradients:
-            move(self.parameters, gradients, {name: distances[name] for name in gradients}, self.recipe.longest)
+            seen = [distances[name] for name in gradients]
+            move_jointly(self.parameters, list(gradients.values()), seen, self.recipe.longest)
         self.steps += 1
         self.average.add()
         return sum(distances.values())
@@ -77,22 +76,3 @@ class JointSteps:
         with training_scope(self.loaded.device, recipe.bf16):
             logits = reply_logits(self.loaded, [side.rows[i] for i in chosen])
         return side.distances(chosen, logits).mean()
-
-
-@torch.no_grad()
-def move(
-    parameters: Mapping[str, nn.Parameter],
-    gradients: Mapping[str, dict[str, Tensor]],
-    distances: Mapping[str, float],
-    longest: float,
-) -> float:
-    """The joint step, in place, at most ``longest`` (Euclidean norm); its length."""
-    several = list(gradients.values())
-    gram = torch.tensor([[inner_product(one, other) for other in several] for one in several], dtype=torch.float64)
-    multipliers = joint_step(torch.tensor([distances[name] for name in gradients], dtype=torch.float64), gram)
-    length = float((multipliers @ gram @ multipliers).clamp_min(0).sqrt())
-    shrink = min(1.0, longest / max(length, 1e-30))
-    for gradient, multiplier in zip(several, multipliers.tolist(), strict=True):
-        for name, value in gradient.items():
-            parameters[name].sub_(value.to(parameters[name].dtype), alpha=shrink * multiplier)
-    return shrink * length

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
-from trimtab.gradients.surgery import joint_step
 from trimtab.tuning.likely import Likely, joined
 from trimtab.tuning.pools import AnchorPool, AnchorReader
-from trimtab.tuning.rules import Report, Step, gradients_of, inner_product
+from trimtab.tuning.rules import Report, Step, gradients_of, inner_product, move_jointly
 
 TARGETS = ("words", "distribution")
 
@@ -200,22 +199,14 @@ class KeelRule:
                 scale = against / inner_product(anchor, anchor)
                 for name in set(anchor) & set(task):
                     task[name].sub_(anchor[name].to(task[name].dtype), alpha=scale)
-        gram = torch.tensor([[inner_product(one, other) for other in anchors] for one in anchors], dtype=torch.float64)
-        multipliers = joint_step(torch.tensor(drifts, dtype=torch.float64), gram)
-        length = float((multipliers @ gram @ multipliers).clamp_min(0).sqrt())
-        shrink = min(1.0, self.largest_shift / max(length, 1e-30))
-        with torch.no_grad():
-            for anchor, multiplier in zip(anchors, multipliers.tolist(), strict=True):
-                for name, gradient in anchor.items():
-                    parameter = step.parameters[name]
-                    parameter.sub_(gradient.to(parameter.dtype), alpha=shrink * multiplier)
+        move = move_jointly(step.parameters, anchors, drifts, self.largest_shift)
         left = math.sqrt(inner_product(task, task))
         return replace(
             report,
             conflict=min(conflicts),
-            cosine=min(conflicts) / max(norm * math.sqrt(float(gram.diagonal().max())), 1e-30),
+            cosine=min(conflicts) / max(norm * math.sqrt(float(move.gram.diagonal().max())), 1e-30),
             removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
-            shift=shrink * length,
+            shift=move.length,
         )
 
 

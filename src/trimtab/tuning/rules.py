@@ -9,9 +9,10 @@ optimizer is about to update.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.factors import safety_gradient
 from trimtab.gradients.sharding import is_sharded, scalar
-from trimtab.gradients.surgery import spf_algorithm1
+from trimtab.gradients.surgery import joint_step, spf_algorithm1
 from trimtab.tuning.distributed import gradients_by_backward, spf_sharded
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 
@@ -197,6 +198,34 @@ def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str,
         return gradients_by_backward(loss, parameters)
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+
+
+class JointMove(NamedTuple):
+    """``length``: of the move (Euclidean norm). ``gram``: inner products of the gradients, float64."""
+
+    length: float
+    gram: Tensor
+
+
+@torch.no_grad()
+def move_jointly(
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Sequence[dict[str, Tensor]],
+    distances: Sequence[float],
+    longest: float,
+) -> JointMove:
+    """The shortest move that takes several linearised distances to zero (``surgery.joint_step``), in place.
+
+    It keeps its direction and is shortened where it would be longer than ``longest``.
+    """
+    gram = torch.tensor([[inner_product(one, other) for other in gradients] for one in gradients], dtype=torch.float64)
+    multipliers = joint_step(torch.tensor(distances, dtype=torch.float64), gram)
+    length = float((multipliers @ gram @ multipliers).clamp_min(0).sqrt())
+    shrink = min(1.0, longest / max(length, 1e-30))
+    for gradient, multiplier in zip(gradients, multipliers.tolist(), strict=True):
+        for name, value in gradient.items():
+            parameters[name].sub_(value.to(parameters[name].dtype), alpha=shrink * multiplier)
+    return JointMove(shrink * length, gram)
 
 
 def add_gradient(parameter: nn.Parameter, gradient: Tensor, weight: float) -> None:

@@ -50,7 +50,7 @@ from trimtab.vetting.harden import Hardened, save, straight_through
 TEXT_TOKENS = 48
 LAST_RATE = 0.1  # of the first learning rate
 # What breaks refusals while language survives, TEAL most of all, and what breaks both: hardening against all of them at
-# once does no worse against each than hardening against a few (docs/results/approximations.md).
+# once did no worse against the first three than hardening against these alone (docs/results/approximations.md).
 STRONGEST = ("teal:0.5", "a6", "teal:0.5", "smoothquant:4", "cats:0.5", "a5")
 
 

@@ -11,10 +11,11 @@ from torch import nn
 from trimtab.errors import GuardError
 from trimtab.patching.adapters import Workbench, attach
 from trimtab.patching.heldout import reply_logits
-from trimtab.patching.joint import JointSteps, move
+from trimtab.patching.joint import JointSteps
 from trimtab.patching.ladder import LadderSettings, Lessons, lessons_by, repair
 from trimtab.patching.recover import Lesson, Recipe
 from trimtab.patching.texts import written_by
+from trimtab.tuning.rules import move_jointly
 
 EXACT = Recipe(bf16=False, longest=1e9)
 
@@ -26,12 +27,11 @@ def lesson_of(bench: Workbench) -> Lessons:
 
 def test_the_move_solves_the_linearised_system_with_the_least_length() -> None:
     draw = np.random.default_rng(4)
-    sides = {"a": draw.normal(size=7), "b": draw.normal(size=7)}
-    distances = {"a": 0.7, "b": 0.4}
+    sides = [draw.normal(size=7), draw.normal(size=7)]
     parameter = nn.Parameter(torch.zeros(7))
-    gradients = {name: {"p": torch.tensor(value, dtype=torch.float32)} for name, value in sides.items()}
-    length = move({"p": parameter}, gradients, distances, longest=1e9)
-    matrix = np.stack([sides["a"], sides["b"]])
+    gradients = [{"p": torch.tensor(value, dtype=torch.float32)} for value in sides]
+    length = move_jointly({"p": parameter}, gradients, [0.7, 0.4], longest=1e9).length
+    matrix = np.stack(sides)
     expected = -np.linalg.pinv(matrix) @ np.array([0.7, 0.4])  # least norm with matrix @ x = -distances
     found = parameter.detach().numpy()
     assert np.allclose(found, expected, rtol=5e-3, atol=1e-3)  # the solver has a ridge of a thousandth
@@ -39,10 +39,10 @@ def test_the_move_solves_the_linearised_system_with_the_least_length() -> None:
 
 
 def test_the_move_is_never_longer_than_allowed_and_keeps_its_direction() -> None:
-    gradients = {"a": {"p": torch.tensor([3.0, 4.0])}}
+    gradients = [{"p": torch.tensor([3.0, 4.0])}]
     free, bounded = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    move({"p": free}, gradients, {"a": 50.0}, longest=1e9)
-    assert move({"p": bounded}, gradients, {"a": 50.0}, longest=0.5) == pytest.approx(0.5)
+    move_jointly({"p": free}, gradients, [50.0], longest=1e9)
+    assert move_jointly({"p": bounded}, gradients, [50.0], longest=0.5).length == pytest.approx(0.5)
     torch.testing.assert_close(bounded.detach(), 0.5 * free.detach() / free.detach().norm())
     torch.testing.assert_close(free.detach(), -50.0 * torch.tensor([3.0, 4.0]) / 25.0, rtol=2e-3, atol=0)
 
