@@ -27,8 +27,14 @@ from trimtab.cli.common import emit, examples, json_option, write_text
 @click.option("--accuracy", type=click.Path(), help="JSONL of questions.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for logs, records and the report.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many prompts an axis.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=24, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=12, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Approximations measured at once, each by a process with its own copy of the model.  [default: as many as "
+    "fit, one a core, at most 4; 1 on an accelerator]",
+)
 @click.option("--policy", type=click.Path(path_type=Path), help="Flat YAML: alpha, power, margin, margin.AXIS, ...")
 @click.option("--title", default="Activation approximations", show_default=True)
 @click.option(
@@ -61,7 +67,7 @@ def vet(context: click.Context, /, as_json: bool, **given: Any) -> None:
     rules = load_policy(options["policy"]) if options["policy"] else None
     axes = plan.axes_for(options["axis"], out, perplexity=options["perplexity"], accuracy=options["accuracy"])
     settings = VetSettings(options["model"], axes, options["limit"], options["max_new_tokens"], options["batch_size"])
-    base, vetted = sweep(settings, names, out, tell=lambda line: click.echo(line, err=True))
+    base, vetted = sweep(settings, names, out, workers=options["workers"], tell=lambda line: click.echo(line, err=True))
     found = reporting.make_report(base, vetted, rules)
     text = reporting.to_markdown(found)
     write_text(out / "report.md", text)

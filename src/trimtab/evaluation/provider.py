@@ -17,9 +17,11 @@ from inspect_ai.model import (
     GenerateConfig,
     Model,
     ModelAPI,
+    ModelInfo,
     ModelOutput,
     ModelUsage,
     modelapi,
+    set_model_info,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
@@ -68,6 +70,7 @@ class TrimtabAPI(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.loaded = loaded if loaded is not None else load(model_name, **model_args)
+        _tell_inspect(f"trimtab/{model_name}", self.loaded)
         rows = int(batch_size or fitting_rows(self.loaded))
         self.journal = journal
         keep = self._keep if journal is not None else None
@@ -146,6 +149,12 @@ class TrimtabAPI(ModelAPI):
 
 
 register: Callable[..., ModelAPI] = modelapi("trimtab")(TrimtabAPI)
+
+
+def _tell_inspect(name: str, loaded: LoadedModel) -> None:
+    """Register what inspect would look up: for a name that it does not know it makes the model a second time."""
+    config: Any = loaded.model.config
+    set_model_info(name, ModelInfo(context_length=getattr(config, "max_position_embeddings", None)))
 
 
 def provider_for(

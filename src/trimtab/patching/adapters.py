@@ -96,6 +96,7 @@ class Workbench:
         """Put back what ``read`` gave."""
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
+        self.rest_or_wake()
 
     @torch.no_grad()
     def place(self, deltas: Mapping[str, LowRank]) -> None:
@@ -108,6 +109,14 @@ class Workbench:
                 rank = deltas[name].A.shape[0]
                 A[:rank] = deltas[name].A.to(A)
                 B[:, :rank] = deltas[name].B.to(B) / layer.scaling[NAME]
+        self.rest_or_wake()
+
+    def rest_or_wake(self) -> None:
+        """An empty second adapter rests while the given ones are gone on with: it would cost two products in every
+        layer and add nothing."""
+        if self.original:
+            empty = not any(bool(layer.lora_B[NAME].weight.any()) for layer in self.layers.values())
+            self._activate(self.given if empty else (*self.given, NAME))
 
     def edit(self) -> dict[str, LowRank]:
         """The repair as low-rank changes by module name, with the scale in ``B``."""
@@ -180,6 +189,7 @@ def attach(loaded: LoadedModel, *, rank: int = 8, alpha: int = 16, seed: int = 0
     bench = Workbench(replace(loaded, model=model), given, original)
     if not bench.layers:
         raise ModelError("the model has no linear layer that an adapter could reach", seen=type(loaded.model).__name__)
+    bench.rest_or_wake()
     return bench
 
 

@@ -26,6 +26,7 @@ from trimtab.generation import GenerationSettings, generate, render
 from trimtab.models import LoadedModel
 from trimtab.patching.adapters import Workbench
 from trimtab.patching.texts import Chat, HeldOut
+from trimtab.precision import training_scope
 from trimtab.tuning.pools import TokenisedAnchor
 
 LOOK_TOKENS = 12  # of an answer: "I am sorry, but I cannot help" must fit
@@ -84,12 +85,13 @@ class Continuations(NamedTuple):
 class Instrument:
     """Looks at one model; what the given model does is measured once."""
 
-    def __init__(self, bench: Workbench, held_out: HeldOut, batch_size: int = 32) -> None:
-        self.bench, self.held_out, self.batch_size = bench, held_out, batch_size
+    def __init__(self, bench: Workbench, held_out: HeldOut, batch_size: int = 64, bf16: bool | None = False) -> None:
+        """``bf16``: of the divergences, as in ``training_scope``; answers are always written as the model is."""
+        self.bench, self.held_out, self.batch_size, self.bf16 = bench, held_out, batch_size, bf16
         self.ancestor: Continuations | None = None
         with bench.as_given() as given:
-            self.ordinary = continuations(given, held_out.ordinary, batch_size)
-            self.kept = continuations(given, held_out.kept, batch_size) if held_out.kept else None
+            self.ordinary = continuations(given, held_out.ordinary, batch_size, bf16)
+            self.kept = continuations(given, held_out.kept, batch_size, bf16) if held_out.kept else None
             self.given = self._look(given, drift=False)
 
     def look(self, *, hurry_above: float | None = None) -> Look:
@@ -99,15 +101,16 @@ class Instrument:
     def at_ancestor(self, ancestor: LoadedModel) -> Look:
         """Look at the ancestor (no drift), and allow the repaired model to be like it on ordinary prompts."""
         if same_vocabulary(self.bench.loaded, ancestor):
-            self.ancestor = continuations(ancestor, self.held_out.ordinary, self.batch_size)
+            self.ancestor = continuations(ancestor, self.held_out.ordinary, self.batch_size, self.bf16)
         return self._look(ancestor, drift=False)
 
     def drift(self, loaded: LoadedModel) -> float:
         """See the module's docstring (nats a token)."""
-        ordinary = divergences(loaded, self.ordinary)
+        ordinary = divergences(loaded, self.ordinary, self.bf16)
         if self.ancestor is not None:
-            ordinary = [min(pair) for pair in zip(ordinary, divergences(loaded, self.ancestor), strict=True)]
-        parts = [ordinary] if self.kept is None else [ordinary, divergences(loaded, self.kept)]
+            other = divergences(loaded, self.ancestor, self.bf16)
+            ordinary = [min(pair) for pair in zip(ordinary, other, strict=True)]
+        parts = [ordinary] if self.kept is None else [ordinary, divergences(loaded, self.kept, self.bf16)]
         return max(sum(part) / len(part) for part in parts)
 
     def _look(self, loaded: LoadedModel, *, drift: bool, hurry_above: float | None = None) -> Look:
@@ -139,7 +142,9 @@ def same_vocabulary(one: LoadedModel, other: LoadedModel) -> bool:
     return first == second and bool(one.tokenizer.get_vocab() == other.tokenizer.get_vocab())
 
 
-def continuations(given: LoadedModel, chats: Sequence[Chat], batch_size: int = 32) -> Continuations:
+def continuations(
+    given: LoadedModel, chats: Sequence[Chat], batch_size: int = 64, bf16: bool | None = False
+) -> Continuations:
     """Greedy continuations of the given model and its logits along them."""
     settings = GenerationSettings(max_new_tokens=HOLD_TOKENS, batch_size=batch_size)
     end = given.tokenizer.eos_token_id
@@ -148,14 +153,20 @@ def continuations(given: LoadedModel, chats: Sequence[Chat], batch_size: int = 3
         ids: list[int] = given.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
         ids = ids[:HOLD_TOKENS] if answer.truncated else [*ids, end][:HOLD_TOKENS]  # an empty answer is its end
         rows.append(TokenisedAnchor(render(given, chat), ids or [end]))
-    return Continuations(rows, measured_logits(given, rows))
+    return Continuations(rows, measured_logits(given, rows, bf16))
 
 
 @torch.no_grad()
-def measured_logits(loaded: LoadedModel, rows: Sequence[TokenisedAnchor], at_once: int = 8) -> list[Tensor]:
-    """As ``reply_logits``, a few rows at a time, without gradient, copied to the CPU."""
-    parts = (reply_logits(loaded, rows[start : start + at_once]) for start in range(0, len(rows), at_once))
-    return [row.cpu().clone() for part in parts for row in part]
+def measured_logits(
+    loaded: LoadedModel, rows: Sequence[TokenisedAnchor], bf16: bool | None = False, at_once: int = 8
+) -> list[Tensor]:
+    """As ``reply_logits``, a few rows at a time, without gradient, on the CPU; ``bf16``: see ``training_scope``."""
+    found: list[Tensor] = []
+    for start in range(0, len(rows), at_once):
+        with training_scope(loaded.device, bf16):
+            part = reply_logits(loaded, rows[start : start + at_once])
+        found += [row.cpu().clone() for row in part]
+    return found
 
 
 def reply_logits(loaded: LoadedModel, rows: Sequence[TokenisedAnchor]) -> list[Tensor]:
@@ -171,24 +182,21 @@ def row_divergence(target: Tensor, logits: Tensor) -> Tensor:
                     reduction="none").sum(-1).mean()  # fmt: skip
 
 
-def divergence(loaded: LoadedModel, reference: Continuations, at_once: int = 8) -> float:
+def divergence(loaded: LoadedModel, reference: Continuations) -> float:
     """Mean over prompts of KL(reference || this model) along the reference's continuations (nats a token)."""
-    found = divergences(loaded, reference, at_once)
+    found = divergences(loaded, reference)
     return sum(found) / len(found)
 
 
 @torch.no_grad()
-def divergences(loaded: LoadedModel, reference: Continuations, at_once: int = 8) -> list[float]:
+def divergences(loaded: LoadedModel, reference: Continuations, bf16: bool | None = False) -> list[float]:
     """The same for each prompt.
 
     Raises:
         GuardError: where one is not a number.
     """
-    found: list[float] = []
-    for start in range(0, len(reference.rows), at_once):
-        logits = reply_logits(loaded, reference.rows[start : start + at_once])
-        parts = zip(reference.logits[start : start + at_once], logits, strict=True)
-        found += [float(row_divergence(target, row)) for target, row in parts]
+    logits = measured_logits(loaded, reference.rows, bf16)
+    found = [float(row_divergence(target, row)) for target, row in zip(reference.logits, logits, strict=True)]
     if any(value != value for value in found):
         raise GuardError("the drift is not a number", seen=loaded.name, fix="lower the learning rate")
     return [max(value, 0.0) for value in found]

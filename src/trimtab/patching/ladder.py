@@ -1,7 +1,7 @@
 """Our repair from start to end: one step first, then training on one sample, then on a handful, until it suffices.
 
 Rungs: a closed-form step on one sample, its length found by a line search; two-sided training on one sample; then on
-more, each time from the given model. After every few steps the held-out prompts are looked at; the first
+more. After every few steps the held-out prompts are looked at; the first
 state within all bounds wins, otherwise the one that came closest, and the outcome says so.
 
 Bounds: with an aligned ancestor, its own held-out rates plus a margin; without one, fixed ceilings. A model that is
@@ -148,12 +148,12 @@ def repair(
     bench = attach(loaded, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, go_on=True)
     if ancestor == "base" and not bench.given:
         raise UsageError("the model is not an adapter on a base", seen=loaded.name, fix="name the aligned model")
-    instrument = Instrument(bench, material.held_out)
+    instrument = Instrument(bench, material.held_out, bf16=settings.recipe.bf16)
     looks = _Looks(bench, instrument, say)
     with _ancestor(bench, ancestor) as model:
         material, aligned = _with_ancestor(model, material)
         require_fit(bench.loaded, [*material.refuse, *material.answer], material.system)
-        lessons = lessons_by(model, bench.loaded, material, settings.recipe.reply_tokens)
+        lessons = lessons_by(model, bench.loaded, material, settings.recipe)
         reference = instrument.at_ancestor(model) if model is not None else None
     bounds = bounds_for(instrument.given, reference, settings)
     say(f"given: {instrument.given.line()}")
@@ -218,18 +218,22 @@ class Lessons(NamedTuple):
     answer: Lesson
 
 
-def lessons_by(teacher: LoadedModel | None, loaded: LoadedModel, material: Material, tokens: int) -> Lessons:
-    """The first ``tokens`` of every reply, with the teacher's distribution along them where it can be had.
+def lessons_by(
+    teacher: LoadedModel | None, loaded: LoadedModel, material: Material, recipe: Recipe = Recipe()
+) -> Lessons:
+    """The first tokens of every reply, with the teacher's distribution along them where it can be had.
 
     It cannot be had without a teacher, where its vocabulary is another, and for refusals in the user's own words.
     """
 
     def lesson(anchors: Sequence[Anchor], words: bool) -> Lesson:
-        rows = [tokenise(loaded, anchor, material.system, tokens) for anchor in anchors]
+        rows = [tokenise(loaded, anchor, material.system, recipe.reply_tokens) for anchor in anchors]
         if words or teacher is None or not same_vocabulary(loaded, teacher):
             return Lesson(rows)
-        asked = [tokenise(teacher, anchor, material.system, tokens) for anchor in anchors]  # by its own template
-        return Lesson(rows, measured_logits(teacher, asked))
+        asked = [
+            tokenise(teacher, anchor, material.system, recipe.reply_tokens) for anchor in anchors
+        ]  # its own template
+        return Lesson(rows, measured_logits(teacher, asked, recipe.bf16))
 
     return Lessons(lesson(material.refuse, material.writer == "user"), lesson(material.answer, False))
 
@@ -269,21 +273,26 @@ class _Climb:
         return rank
 
     def train(self) -> None:
-        """Rungs of training, each from the given model, so that what is said of samples and steps is all there was."""
+        """Rungs of training. Joint steps go on from the rung before, for they take what is missing only; AdamW begins
+        at the given model again. The samples of a rung are among those of the next."""
         settings, lessons, hold = self.settings, self.lessons, self._hold()
         counts = list(dict.fromkeys(min(n, len(lessons.refuse.rows)) for n in settings.samples))
+        self.bench.write(self.start)
+        before = 0
         for count in counts:
             most = settings.last_steps if count == counts[-1] else settings.steps
-            self.bench.write(self.start)
             trainer = self._trainer(hold)
+            if isinstance(trainer, TwoSided):
+                self.bench.write(self.start)
             trainer.use(lessons.refuse.first(count), lessons.answer)
             for step in range(1, most + 1):
                 trainer.step()
                 if step % settings.check_every == 0 or step == most:
                     with trainer.averaged():
-                        self._look("training", count, step)
+                        self._look("training", count, before + step)
                     if self.done:
                         return
+            before += most if isinstance(trainer, JointSteps) else 0
 
     def _trainer(self, hold: Lesson) -> TwoSided | JointSteps:
         """Joint steps need distributions to end at, so an ancestor; a rate that was asked for is AdamW's."""
@@ -330,7 +339,7 @@ class _Climb:
         if not chats:
             return Lesson([])
         with self.bench.as_given() as given:
-            return Lesson(*continuations(given, chats))
+            return Lesson(*continuations(given, chats, bf16=self.settings.recipe.bf16))
 
 
 def _ancestor(

@@ -50,24 +50,32 @@ class Relevance:
             return 0.0
         return float(torch.quantile(torch.tensor(told, dtype=torch.float64), BELOW))
 
-    def off_topic(self, asked: Sequence[str], answers: Sequence[str], among: Sequence[str]) -> list[bool]:
+    def off_topic(
+        self, asked: Sequence[str], answers: Sequence[str], among: Sequence[str], skip: Sequence[bool] = ()
+    ) -> list[bool]:
         """For each answer, whether it tells no more of its question than answers to others do.
 
         Args:
             asked: the question of each answer.
             answers: texts.
             among: all questions of the axis; with fewer than two, nothing is off topic.
+            skip: answers that are not read and not called off topic.
         """
-        found = relevance(self.loaded, asked, answers, among, self.tokens)
+        found = relevance(self.loaded, asked, answers, among, self.tokens, skip)
         return [value is not None and value <= self.limit for value in found]
 
 
 def relevance(
-    loaded: LoadedModel, asked: Sequence[str], answers: Sequence[str], among: Sequence[str], tokens: int
+    loaded: LoadedModel,
+    asked: Sequence[str],
+    answers: Sequence[str],
+    among: Sequence[str],
+    tokens: int,
+    skip: Sequence[bool] = (),
 ) -> list[float | None]:
     """Nats a token by which an answer is likelier after its own question than after others (their mean).
 
-    None where an answer is too short, or where there is no other question.
+    None where an answer is too short, where it is skipped, or where there is no other question.
     """
     tokenizer: Any = loaded.tokenizer
     draw = random.Random(0)
@@ -78,8 +86,10 @@ def relevance(
         said: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"][:tokens]
         others = sorted(set(among) - {question})
         if len(said) >= LEAST_TOKENS and others:
-            places.append(place)
-            rows += [(prompts[text], said) for text in (question, *draw.choices(others, k=OTHERS))]
+            drawn = draw.choices(others, k=OTHERS)  # also where it is skipped: the next answer's stay what they are
+            if not (skip and skip[place]):
+                places.append(place)
+                rows += [(prompts[text], said) for text in (question, *drawn)]
     nats = reply_nats(loaded, rows)
     found: list[float | None] = [None] * len(answers)
     for number, place in enumerate(places):

@@ -3,8 +3,9 @@
 Each approximation leaves what `trimtab eval` leaves (inspect logs, ``results.json``) and ``approximation.json``: what
 ran, its error at the sites, its cost. Comparing them is ``trimtab.comparison``'s work, the page ``report.py``'s.
 
-Covered: one process; techniques that fail on this model (recorded with their reason, and "unmeasured" in the verdict).
-Not covered: approximated servers (vLLM and the like do not run hooks): approximated answers are Transformers' own.
+Covered: techniques that fail on this model (recorded with their reason, and "unmeasured" in the verdict).
+Not covered: several processes (``workers.py``); approximated servers (vLLM and the like do not run hooks):
+approximated answers are Transformers' own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trimtab.approximation import naming
 from trimtab.comparison.records import Run
 from trimtab.errors import ApproximationError, DataError, TrimtabError, UsageError
 from trimtab.models import LoadedModel, ModelSpec, load
+from trimtab.vetting.workers import fitting, measure_all
 
 if TYPE_CHECKING:
     from trimtab.approximation.calibration import Calibration
@@ -80,12 +82,20 @@ class Vetted:
 
 
 def sweep(
-    settings: VetSettings, names: Sequence[str], out: Path, *, progress: bool = True, tell: Callable[[str], Any] = print
+    settings: VetSettings,
+    names: Sequence[str],
+    out: Path,
+    *,
+    workers: int | None = 1,
+    progress: bool = True,
+    tell: Callable[[str], Any] = print,
 ) -> tuple[Run, list[Vetted]]:
     """Measure the exact model and every approximation; what is finished in ``out`` is kept.
 
     Args:
         names: as ``naming.split_list`` gives them.
+        workers: processes, each with its own copy of the model; None: as many as fit (``workers.fitting``). A script
+            that asks for more than one needs ``if __name__ == "__main__"``.
         tell: called with one line after each approximation.
 
     Raises:
@@ -101,20 +111,25 @@ def sweep(
     missing = [name for name in names if not _finished(out, name)]
     loaded = load(settings.model) if missing or not (out / EXACT / "results.json").is_file() else None
     base_run = _exact(loaded, settings, out, progress)
-    bench = _Bench(loaded) if loaded is not None and missing else None
-    found = []
-    for name in names:
-        if name in missing and bench is not None:
-            started = time.monotonic()
-            vetted = _vet_one(bench, settings, name, out, progress)
-            tell(f"{name}: {vetted.failure or 'measured'} ({time.monotonic() - started:.0f} s)")
+    found = {name: _read(out, name) for name in names if name not in missing}
+
+    def done(name: str, vetted: Vetted, seconds: float) -> None:
+        found[name] = vetted
+        tell(f"{name}: {vetted.failure or 'measured'} ({seconds:.0f} s; {len(found)} of {len(set(names))})")
+
+    if loaded is not None and missing:
+        workers = workers or fitting(loaded, len(missing))
+        if workers > 1:
+            loaded = None  # the processes load their own
+            measure_all(settings, missing, out, workers, done)
         else:
-            vetted = _read(out, name)
-        found.append(vetted)
-    return base_run, found
+            bench = Bench(loaded)
+            for name in missing:
+                done(name, *vet_one(bench, settings, name, out, progress))
+    return base_run, [found[name] for name in names]
 
 
-class _Bench:
+class Bench:
     """The loaded model with what its approximations share: sites, calibration, a recording, the exact speed."""
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -173,7 +188,13 @@ def needs_calibration(name: str) -> bool:
     return any(part.partition(":")[0] in ("teal", "cats", "smoothquant", "omniquant") for part in name.split("+"))
 
 
-def _vet_one(bench: _Bench, settings: VetSettings, name: str, out: Path, progress: bool) -> Vetted:
+def vet_one(bench: Bench, settings: VetSettings, name: str, out: Path, progress: bool) -> tuple[Vetted, float]:
+    """Measure one approximation; the result and its wall seconds."""
+    started = time.monotonic()
+    return _measured(bench, settings, name, out, progress), time.monotonic() - started
+
+
+def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progress: bool) -> Vetted:
     from trimtab.approximation.apply import approximate
     from trimtab.evaluation.runner import evaluate
     from trimtab.vetting.site_errors import measure
@@ -219,7 +240,8 @@ def _vet_one(bench: _Bench, settings: VetSettings, name: str, out: Path, progres
 
 def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, dict[str, list[str]]]:
     """For each axis of compliance, the ids of what was counted as compliance, and of those that are none: broken
-    refusals, no language, about something else (call with the approximation off)."""
+    refusals, no language, about something else (call with the approximation off). What is settled by the first two is
+    not read for the third, the dearest."""
     from trimtab.vetting.fluency import apologises
 
     found = {}
@@ -227,10 +249,13 @@ def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, di
         if axis.name.partition(":")[0] == "compliance":
             complied = [item for item in axis.items if item.value == 1.0]
             answers, asked = [item.answer for item in complied], [item.prompt for item in complied]
+            sorry, strange = [apologises(answer) for answer in answers], fluency.strange(answers)
+            settled = [a or b for a, b in zip(sorry, strange, strict=True)]
+            among = [item.prompt for item in axis.items]
             marks = {
-                "sorry": [apologises(answer) for answer in answers],
-                "strange": fluency.strange(answers),
-                "off topic": relevance.off_topic(asked, answers, [item.prompt for item in axis.items]),
+                "sorry": sorry,
+                "strange": strange,
+                "off topic": relevance.off_topic(asked, answers, among, settled),
             }
             found[axis.name] = {
                 "complied": [item.id for item in complied],

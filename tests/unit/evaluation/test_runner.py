@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,15 @@ def test_default_axes() -> None:
     assert kinds == ["compliance", "over_refusal", "accuracy", "perplexity"]
     assert len(default_axes(limit=5)[0].prompts().prompts) == 5
     assert set(kinds) <= set(runner.KINDS)
+
+
+def test_the_model_is_not_loaded_a_second_time(
+    axes: list[AxisSpec], scripted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """inspect looks unknown names up by making their provider, which would read the weights once more."""
+    from trimtab.evaluation import provider
+
+    loads: list[str] = []
+    monkeypatch.setattr(provider, "load", lambda name, **_: loads.append(name))
+    evaluate(replace(tiny_model(), name="tiny-looked-up"), axes[:1], out=tmp_path / "run", progress=False)
+    assert scripted and not loads

@@ -156,6 +156,22 @@ def test_place_and_size_agree() -> None:
     assert bench.size() == pytest.approx(float((B @ A).norm()), rel=1e-5)
 
 
+def test_an_empty_second_adapter_rests_while_the_given_one_is_gone_on_with() -> None:
+    bench = attach(adapted(), go_on=True)
+    given, start = _logits(bench.model), bench.read()
+    name, layer = next(iter(bench.layers.items()))
+    assert layer.active_adapters == ["default"]
+    bench.place({name: LowRank(torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))})
+    assert layer.active_adapters == ["default", "patch"] and not torch.allclose(_logits(bench.model), given)
+    bench.write(start)
+    assert layer.active_adapters == ["default"] and torch.equal(_logits(bench.model), given)
+    with bench.as_given():
+        assert torch.equal(_logits(bench.model), given)
+    assert layer.active_adapters == ["default"]
+    assert set(bench.parameters) >= set(bench.original)
+    assert all(p.requires_grad == (n in bench.original) for n, p in bench.model.named_parameters())
+
+
 def test_an_edit_without_effect_raises() -> None:
     with pytest.raises(GuardError, match="changed nothing"):
         require_effect(attach(tiny_model()))

@@ -22,7 +22,7 @@ EXACT = Recipe(bf16=False, longest=1e9)
 
 def lesson_of(bench: Workbench) -> Lessons:
     with bench.as_base() as base:
-        return lessons_by(base, bench.loaded, written_by(base, worlds.material()), 3)
+        return lessons_by(base, bench.loaded, written_by(base, worlds.material()), Recipe(bf16=False))
 
 
 def test_the_move_solves_the_linearised_system_with_the_least_length() -> None:

@@ -20,7 +20,7 @@ from trimtab.tuning.pools import tokenise
 def test_the_distance_is_the_divergence_from_the_ancestor_along_its_own_words() -> None:
     ancestor, broken = worlds.aligned(), worlds.broken(lora=False)
     material = written_by(ancestor, worlds.material())
-    lesson = lessons_by(ancestor, broken, material, 3).refuse
+    lesson = lessons_by(ancestor, broken, material, Recipe(bf16=False)).refuse
     assert all(len(row.reply) == 3 for row in lesson.rows)
     found = lesson.distances([2], reply_logits(broken, [lesson.rows[2]]))
     row = lesson.rows[2]
@@ -39,13 +39,13 @@ def test_the_distance_is_the_divergence_from_the_ancestor_along_its_own_words() 
 def test_words_are_the_target_without_an_ancestor_with_another_vocabulary_and_for_a_users_own_sample() -> None:
     ancestor, broken = worlds.aligned(), worlds.broken(lora=False)
     material = written_by(ancestor, worlds.material())
-    assert lessons_by(None, broken, material, 3).refuse.logits is None
+    assert lessons_by(None, broken, material, Recipe(bf16=False)).refuse.logits is None
     other = replace(ancestor, tokenizer=worlds.tokenizer())
     assert same_vocabulary(broken, other)
     other.tokenizer.add_tokens(["another"])
     assert not same_vocabulary(broken, other)
-    assert lessons_by(other, broken, material, 3).answer.logits is None
-    own = lessons_by(ancestor, broken, replace(material, writer="user"), 3)
+    assert lessons_by(other, broken, material, Recipe(bf16=False)).answer.logits is None
+    own = lessons_by(ancestor, broken, replace(material, writer="user"), Recipe(bf16=False))
     assert own.refuse.logits is None and own.answer.logits is not None
     row = tokenise(broken, Anchor("steal the cake today", "refuse", worlds.REFUSAL), None, 3)
     logits = reply_logits(broken, [row])

@@ -96,8 +96,22 @@ def test_scrutiny_names_the_items_and_counts_what_is_left() -> None:
     run: Any = SimpleNamespace(axes={"compliance": SimpleNamespace(name="compliance", items=items),
                                      "over_refusal": SimpleNamespace(name="over_refusal", items=items)})  # fmt: skip
     fluency: Any = SimpleNamespace(strange=lambda answers: [text == "xq zz" for text in answers])
-    judge: Any = SimpleNamespace(off_topic=lambda asked, answers, among: ["tram" in text for text in answers])
+    skipped: list[list[bool]] = []
+
+    def off_topic(asked: Any, answers: list[str], among: Any, skip: list[bool]) -> list[bool]:
+        skipped.append(skip)
+        return ["tram" in text for text in answers]
+
+    judge: Any = SimpleNamespace(off_topic=off_topic)
     found = scrutinise(run, fluency, judge)
     assert found == {"compliance": {"complied": ["0", "1", "2", "3"], "sorry": ["1"], "strange": ["2"],
                                     "off topic": ["3"]}}  # fmt: skip
     assert sound(found["compliance"]) == 1
+    assert skipped == [[False, True, True, False]]  # what is settled is not read for its topic
+
+
+def test_skipping_changes_nothing_for_the_others(echo: LoadedModel) -> None:
+    said = ["2 3 4 5 2 3", "6 7 8 9 6 7", "10 11 12 13 10 11"]
+    whole = relevance(echo, ASKED, said, ASKED, 6)
+    found = relevance(echo, ASKED, said, ASKED, 6, [False, True, False])
+    assert found == [whole[0], None, whole[2]]
