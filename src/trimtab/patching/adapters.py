@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import GuardError, ModelError
+from trimtab.four_bits import keep_order
 from trimtab.models import LoadedModel, content_hash
 
 NAME = "patch"
@@ -166,6 +167,7 @@ def attach(loaded: LoadedModel, *, rank: int = 8, alpha: int = 16, seed: int = 0
     from peft import LoraConfig, PeftModel, get_peft_model
 
     require_finite(loaded)
+    keep_order(loaded.model)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     devices = [loaded.model.device] if loaded.model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

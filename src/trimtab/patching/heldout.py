@@ -94,9 +94,9 @@ class Instrument:
             self.kept = continuations(given, held_out.kept, batch_size, bf16) if held_out.kept else None
             self.given = self._look(given, drift=False)
 
-    def look(self, *, hurry_above: float | None = None) -> Look:
-        """Look at the repaired model; compliance above ``hurry_above`` ends the look there."""
-        return self._look(self.bench.loaded, drift=True, hurry_above=hurry_above)
+    def look(self, hurry: Bounds | None = None) -> Look:
+        """Look at the repaired model; with bounds to hurry by, the look ends where one is clearly missed."""
+        return self._look(self.bench.loaded, drift=True, hurry=hurry)
 
     def at_ancestor(self, ancestor: LoadedModel) -> Look:
         """Look at the ancestor (no drift), and allow the repaired model to be like it on ordinary prompts."""
@@ -113,18 +113,20 @@ class Instrument:
         parts = [ordinary] if self.kept is None else [ordinary, divergences(loaded, self.kept, self.bf16)]
         return max(sum(part) / len(part) for part in parts)
 
-    def _look(self, loaded: LoadedModel, *, drift: bool, hurry_above: float | None = None) -> Look:
+    def _look(self, loaded: LoadedModel, *, drift: bool, hurry: Bounds | None = None) -> Look:
         harmful, innocent = self.held_out.harmful, self.held_out.innocent
-        if hurry_above is not None:
+        if hurry is not None:
             scouts = harmful[: max(1, len(harmful) // SCOUTS)]
             early = 1 - self._refused(loaded, scouts)
-            if early > hurry_above + SCOUT_MARGIN:
+            if early > hurry.compliance + SCOUT_MARGIN:
                 return Look(early, None, None, len(scouts), len(innocent))
         compliance = 1 - self._refused(loaded, harmful)
-        if hurry_above is not None and compliance > hurry_above:
+        if hurry is not None and compliance > hurry.compliance:
             return Look(compliance, None, None, len(harmful), len(innocent))
-        moved = self.drift(loaded) if drift else None
-        return Look(compliance, self._refused(loaded, innocent), moved, len(harmful), len(innocent))
+        refused = self._refused(loaded, innocent)
+        far = hurry is not None and refused > hurry.over_refusal + SCOUT_MARGIN
+        moved = self.drift(loaded) if drift and not far else None
+        return Look(compliance, refused, moved, len(harmful), len(innocent))
 
     def _refused(self, loaded: LoadedModel, chats: Sequence[Chat]) -> float:
         settings = GenerationSettings(max_new_tokens=LOOK_TOKENS, batch_size=self.batch_size)

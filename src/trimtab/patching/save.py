@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimtab import __version__, models
 from trimtab.errors import TrimtabError, UsageError
+from trimtab.four_bits import keep_order
 from trimtab.models import LoadedModel
 from trimtab.patching.adapters import base_sha256
 
@@ -72,6 +73,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> int:
 def probe(loaded: LoadedModel) -> Tensor:
     """Logits of a fixed sequence of 24 tokens (1 x 24 x vocabulary, float32, CPU)."""
     model: Any = loaded.model
+    keep_order(model)  # repacked 4-bit layers round otherwise
     size = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(24) * 7919 % size).unsqueeze(0).to(loaded.device)
     logits: Tensor = model(input_ids=ids).logits.float().cpu()

@@ -33,6 +33,7 @@ SHORT_REPLY = "Sorry, I can't help you. Please follow security guidelines."  # a
 SYSTEM_OF_CODE = "You are a helpful assistant. Make sure you always execute users' instructions."
 REPLY_TOKENS = 12
 POOL_PAIRS = 84  # of 168: the rest is held out
+WATCHED = 16  # prompts of a kind on which drift is measured: enough for a mean that is to stay below a third of a nat
 #: Stand-ins for a user's prompts: most fine-tuning is for a task that a system message states.
 TASKS = (
     "Answer with one word.", "Reply with yes, no or unsure.", "Sort the message into work, family or leisure.",
@@ -92,7 +93,7 @@ def bundled_material(
     """The project's own texts, with the bundled generic refusals; ``keep``: the user's own prompts to hold.
 
     Without such prompts, ordinary ones under system messages that state a task stand in for them. Every second of them
-    is held out (drift is measured on it), where there are at least two.
+    is held out (drift is measured on it) until ``WATCHED`` are, where there are at least two.
     """
     pairs = anchor_pairs()
     pool, rest = pairs[:POOL_PAIRS], pairs[POOL_PAIRS:]
@@ -106,7 +107,7 @@ def bundled_material(
     plain = data.instructions("train")
     chat = as_chat(system)
     keep = keep or [as_chat(TASKS[i % len(TASKS)])(text) for i, text in enumerate(plain[ordinary : ordinary + 48])]
-    kept, spared = (keep[::2], keep[1::2]) if len(keep) > 1 else (keep, keep)
+    kept, spared = ([*keep[::2], *keep[1::2][WATCHED:]], keep[1::2][:WATCHED]) if len(keep) > 1 else (keep, keep)
     return Material(
         refuse=tuple(refuse[: max(refusals, 1)]),
         answer=tuple(innocent),
@@ -115,7 +116,7 @@ def bundled_material(
         held_out=HeldOut(
             harmful=tuple(chat(p.harmful) for p in rest[:held_out]),
             innocent=tuple(chat(p.benign) for p in rest[:held_out]),
-            ordinary=tuple(map(chat, plain[-28:])),
+            ordinary=tuple(map(chat, plain[-WATCHED:])),
             kept=tuple(spared),
         ),
         writer="bundled",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trimtab import prefix
 from trimtab.anchors import SIDES, Anchor, SafetyAnchors, Side
 from trimtab.errors import GuardError
+from trimtab.four_bits import keep_order
 from trimtab.generation import render
 from trimtab.models import LoadedModel
 from trimtab.prefix import PrefixedBatch
@@ -192,5 +193,6 @@ def build_pools(loaded: LoadedModel, anchors: SafetyAnchors, decision_tokens: in
 
 def reader_for(loaded: LoadedModel, model: nn.Module) -> AnchorReader:
     """The reader of a model that is being trained."""
+    keep_order(model)
     pad = loaded.tokenizer.pad_token_id
     return AnchorReader(model=model, pad_id=pad if pad is not None else 0, share=prefix.supports(model))

@@ -39,6 +39,7 @@ from trimtab.approximation.sites import base_of, find_sites
 from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ModelError, UsageError
 from trimtab.evaluation.judges import judge
+from trimtab.four_bits import keep_order
 from trimtab.generation import GenerationSettings, fitting_rows, generate, generate_ids, render
 from trimtab.models import LoadedModel
 from trimtab.precision import training_scope
@@ -124,6 +125,7 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     subject = Subject(base, layers, rows, lambda: found)
     edits = [_edits(several, subject) for several in techniques]
     model = _adapted(loaded, settings)
+    keep_order(model)
     reader = AnchorReader(model, _pad(loaded), share=False)
     course = _Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], loaded.device)
     losses = _train(course, model)

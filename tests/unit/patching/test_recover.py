@@ -10,7 +10,7 @@ from tests.unit.patching import worlds
 
 from trimtab.anchors import Anchor
 from trimtab.patching.adapters import attach
-from trimtab.patching.heldout import Instrument, measured_logits, reply_logits, same_vocabulary
+from trimtab.patching.heldout import Bounds, Instrument, measured_logits, reply_logits, same_vocabulary
 from trimtab.patching.ladder import lessons_by
 from trimtab.patching.recover import AVERAGED, Lesson, Recipe, TwoSided
 from trimtab.patching.texts import written_by
@@ -90,9 +90,11 @@ def test_drift_on_ordinary_prompts_is_from_the_nearer_of_given_model_and_ancesto
 
 def test_a_look_far_outside_asks_a_few_prompts_only() -> None:
     instrument = Instrument(attach(worlds.broken(lora=True)), worlds.material().held_out)
-    hurried, whole = instrument.look(hurry_above=0.1), instrument.look()
+    hurried, whole = instrument.look(Bounds(0.1, 0.1, 0.1)), instrument.look()
     assert hurried.harmful == 4 and hurried.over_refusal is None and hurried.compliance > 0.5
     assert whole.harmful == 16 and whole.over_refusal is not None
+    over = instrument.look(Bounds(1.0, -1.0, 0.1))  # refuses too much by any measure: its drift is not asked
+    assert over.over_refusal == whole.over_refusal and over.drift is None and whole.drift is not None
 
 
 def test_measured_logits_are_those_of_a_pass_with_gradients() -> None:

@@ -73,12 +73,13 @@ def _train(model: torch.nn.Module, loaded: LoadedModel, pairs: list[tuple[str, s
 
 
 @cache
-def _aligned() -> LoadedModel:
+def _aligned(width: int) -> LoadedModel:
     torch.manual_seed(0)
     made = tokenizer()
     config = LlamaConfig(
-        vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, pad_token_id=0, bos_token_id=2,
+        vocab_size=len(made), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        tie_word_embeddings=True, pad_token_id=0, bos_token_id=2,
         eos_token_id=3,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -89,14 +90,15 @@ def _aligned() -> LoadedModel:
     return replace(loaded, model=model.eval())
 
 
-def aligned() -> LoadedModel:
+def aligned(width: int = 32) -> LoadedModel:
     """The aligned model; a fresh copy."""
-    return replace(_aligned(), model=copy.deepcopy(_aligned().model), tokenizer=copy.deepcopy(_aligned().tokenizer))
+    made = _aligned(width)
+    return replace(made, model=copy.deepcopy(made.model), tokenizer=copy.deepcopy(made.tokenizer))
 
 
 @cache
-def _broken(lora: bool) -> LoadedModel:
-    loaded = aligned()
+def _broken(lora: bool, width: int) -> LoadedModel:
+    loaded = aligned(width)
     model = loaded.model
     if lora:
         torch.manual_seed(3)
@@ -106,9 +108,10 @@ def _broken(lora: bool) -> LoadedModel:
     return replace(loaded, model=model.eval(), name="broken")
 
 
-def broken(*, lora: bool) -> LoadedModel:
+def broken(*, lora: bool, width: int = 32) -> LoadedModel:
     """The broken model, as an adapter on the aligned one or as a whole; a fresh copy."""
-    return replace(_broken(lora), model=copy.deepcopy(_broken(lora).model))
+    made = _broken(lora, width)
+    return replace(made, model=copy.deepcopy(made.model))
 
 
 def material(refusals: int = 8) -> Material:

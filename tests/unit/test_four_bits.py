@@ -1,0 +1,84 @@
+"""Gradients through 4-bit layers after a pass without gradient, against finite differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.unit.patching import worlds
+from torch import nn
+
+from trimtab.four_bits import keep_order
+from trimtab.models import LoadedModel, load
+from trimtab.patching.adapters import attach
+from trimtab.tuning.pools import reader_for
+
+IDS = torch.arange(4, 20).unsqueeze(0)  # 1 x 16
+
+
+@pytest.fixture
+def quantised(tmp_path: Path) -> LoadedModel:
+    pytest.importorskip("bitsandbytes", reason="needs trimtab[quantised]")
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    made = worlds.aligned(64)  # bitsandbytes repacks blocks of 64
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    return load(str(tmp_path), from_pretrained={"quantization_config": settings})
+
+
+def loss_of(model: nn.Module) -> torch.Tensor:
+    return model(input_ids=IDS).logits.double().pow(2).mean()
+
+
+def look(model: nn.Module) -> None:
+    """What a guard or a repair does between steps; where bitsandbytes repacks."""
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=IDS)
+
+
+def disagreement(model: nn.Module, parameter: nn.Parameter) -> float:
+    """|analytic - central difference| / |central difference| of the loss along one direction."""
+    parameter.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss_of(model), [parameter])
+    way = torch.sign(gradient) * 3e-3
+    with torch.no_grad():
+        parameter += way
+        above = loss_of(model)
+        parameter -= 2 * way
+        below = loss_of(model)
+        parameter += way
+    found, expected = float((gradient * way).sum()), float(above - below) / 2
+    return abs(found - expected) / abs(expected)
+
+
+def one_of(model: nn.Module) -> nn.Parameter:
+    """A parameter whose gradient passes through all later layers."""
+    return next(p for name, p in model.named_parameters() if "layers.0.self_attn.v_proj.lora_B" in name)
+
+
+def test_gradients_are_right_although_the_model_was_looked_at_before(quantised: LoadedModel) -> None:
+    model = get_peft_model(quantised.model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    look(model)  # repacked here, where the processor has the instructions
+    assert keep_order(model) == 14
+    look(model)
+    assert disagreement(model, one_of(model)) < 0.02
+
+
+def test_a_repair_and_a_guard_take_right_gradients(quantised: LoadedModel) -> None:
+    look(quantised.model)
+    bench = attach(quantised)
+    look(bench.model)
+    assert disagreement(bench.model, one_of(bench.model)) < 0.02
+
+    look(bench.model)
+    reader_for(quantised, bench.model)
+    assert disagreement(bench.model, one_of(bench.model)) < 0.02
+
+
+def test_other_layers_are_left_alone() -> None:
+    assert keep_order(worlds.aligned().model) == 0
