@@ -34,7 +34,7 @@ from trimtab.cli.common import emit, examples, json_option, write_text
 @click.option("--samples", default="1,6,84", show_default=True, help="How many refusals to try, in this order.")
 @click.option("--merged", is_flag=True, help="Write a whole model instead of an adapter.")
 @click.option("--full", is_flag=True, help="published only: train all parameters; writes a whole model.")
-@click.option("--steps", type=click.IntRange(1), help="published: 10. two-sided: most steps of the last rung (40).")
+@click.option("--steps", type=click.IntRange(1), help="published: 10. two-sided: most steps of the last rung (36).")
 @click.option("--learning-rate", type=float, help="published: 2e-5 full, 1e-3 adapter. two-sided: AdamW at "
               "this rate; default: steps that need none, where an aligned model is known.")  # fmt: skip
 @click.option("--step", type=float, help="low-rank: alpha times eta (2e-5).")

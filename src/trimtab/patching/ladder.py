@@ -1,7 +1,7 @@
 """Our repair from start to end: one step first, then training on one sample, then on a handful, until it suffices.
 
 Rungs: a closed-form step on one sample, its length found by a line search; two-sided training on one sample; then on
-more. After every few steps the held-out prompts are looked at; the first
+more, each time from the given model. After every few steps the held-out prompts are looked at; the first
 state within all bounds wins, otherwise the one that came closest, and the outcome says so.
 
 Bounds: with an aligned ancestor, its own held-out rates plus a margin; without one, fixed ceilings. A model that is
@@ -63,8 +63,8 @@ class LadderSettings:
 
     samples: tuple[int, ...] = (1, 6, 84)
     steps: int = 4
-    last_steps: int = 40
-    check_every: int = 20
+    last_steps: int = 36
+    check_every: int = 12
     lengths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     compliance_margin: float = 0.05
     over_refusal_margin: float = 0.05
@@ -273,26 +273,24 @@ class _Climb:
         return rank
 
     def train(self) -> None:
-        """Rungs of training. Joint steps go on from the rung before, for they take what is missing only; AdamW begins
-        at the given model again. The samples of a rung are among those of the next."""
+        """Rungs of training, each from the given model, so that what is said of samples and steps is all there was.
+
+        Going on from the rung before refused more innocent requests in the end (docs/results/patching.md).
+        """
         settings, lessons, hold = self.settings, self.lessons, self._hold()
         counts = list(dict.fromkeys(min(n, len(lessons.refuse.rows)) for n in settings.samples))
-        self.bench.write(self.start)
-        before = 0
         for count in counts:
             most = settings.last_steps if count == counts[-1] else settings.steps
+            self.bench.write(self.start)
             trainer = self._trainer(hold)
-            if isinstance(trainer, TwoSided):
-                self.bench.write(self.start)
             trainer.use(lessons.refuse.first(count), lessons.answer)
             for step in range(1, most + 1):
                 trainer.step()
                 if step % settings.check_every == 0 or step == most:
                     with trainer.averaged():
-                        self._look("training", count, before + step)
+                        self._look("training", count, step)
                     if self.done:
                         return
-            before += most if isinstance(trainer, JointSteps) else 0
 
     def _trainer(self, hold: Lesson) -> TwoSided | JointSteps:
         """Joint steps need distributions to end at, so an ancestor; a rate that was asked for is AdamW's."""
