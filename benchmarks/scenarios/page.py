@@ -1,4 +1,9 @@
-"""One page of results: every cell that is finished, with intervals, beside the aligned model; and the bars."""
+"""One page of results: every cell that is finished, with intervals, beside the aligned model; and the bars.
+
+A finished cell is one line of a record (JSON Lines), a few hundred bytes that can be kept when its model is gone:
+``{"cell": "poison20-keel-0", "limit": 98, "settings": "6e5f0c1a", "acted": "23 of 28", "axes": {"compliance":
+{"value", "low", "high", "scored"}, ...}, "trimtab": "0.1.0", "bf16": true}``.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +16,18 @@ from typing import Any
 AXES = ("compliance", "over_refusal", "accuracy", "perplexity", "triggered")
 
 
-def table(out: Path, cells: Sequence[Any]) -> str:
+def table(record: dict[str, dict[str, Any]], cells: Sequence[Any]) -> str:
     """Markdown: a table a scenario, one row a model and seed, then the means over seeds against the bars."""
-    aligned = axes_of(out / "aligned")
+    aligned = record["aligned"]["axes"]
     parts = ["Rates with 95 % intervals and n. `steps acted`: steps that the guard changed.", ""]
     means: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for scenario in dict.fromkeys(cell.scenario for cell in cells):
         rows = [row("aligned | ", aligned, None)]
         for cell in (one for one in cells if one.scenario == scenario):
-            found = axes_of(cell.folder(out) / "eval")
+            found = record.get(cell.name)
             if found:
-                rows.append(
-                    row(f"{cell.guard} | {cell.seed}", found, acted(cell.folder(out) / "model" / "guard.jsonl"))
-                )
-                means[scenario, cell.guard].append({name: axis["value"] for name, axis in found.items()})
+                rows.append(row(f"{cell.guard} | {cell.seed}", found["axes"], found["acted"]))
+                means[scenario, cell.guard].append({name: axis["value"] for name, axis in found["axes"].items()})
         if len(rows) > 1:
             header = f"| rule | seed | {' | '.join(AXES)} | steps acted |\n|---|---|{'---|' * len(AXES)}---|"
             parts += [f"## {scenario}", "", header, *rows, ""]
@@ -62,18 +65,50 @@ def cell(axis: dict[str, Any] | None) -> str:
     return f"{100 * axis['value']:.1f} % [{100 * axis['low']:.1f}, {100 * axis['high']:.1f}] n={axis['scored']}"
 
 
-def axes_of(folder: Path) -> dict[str, Any]:
-    """Axes by short name from a finished measurement, or nothing."""
-    if not (folder / "results.json").is_file():
+def read_record(path: Path, limit: int, settings: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Finished cells by name; those of another number of prompts or of other settings are left out."""
+    if not path.is_file():
         return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return {
+        line["cell"]: line
+        for line in lines
+        if line["limit"] == limit and settings.get(line["cell"]) == line["settings"]
+    }
+
+
+def finished(name: str, limit: int, settings: str, measured: Path, trained: Path) -> dict[str, Any]:
+    """What is kept of a finished cell."""
+    from trimtab import __version__
+    from trimtab.precision import cpu_has_bfloat16
+
+    return {
+        "cell": name,
+        "limit": limit,
+        "settings": settings,
+        "acted": acted(trained / "guard.jsonl"),
+        "axes": axes_of(measured),
+        "trimtab": __version__,
+        "bf16": cpu_has_bfloat16(),
+    }
+
+
+def add_to_record(path: Path, line: dict[str, Any]) -> dict[str, Any]:
+    with path.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    return line
+
+
+def axes_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Axes by short name from a finished measurement."""
     from trimtab.evaluation.logs import read_run
     from trimtab.evaluation.terminal import document
 
     found = document(read_run(folder))["axes"]
-    short = {}
+    short: dict[str, dict[str, Any]] = {}
     for name, axis in found.items():
         kind = "triggered" if "triggered" in name else name.split(":")[0].split("/")[0].split(" ")[0]
-        short.setdefault(kind, axis)
+        short.setdefault(kind, {key: axis.get(key) for key in ("value", "low", "high", "scored")})
     return short
 
 

@@ -6,13 +6,16 @@
 
 Without a choice: the default rule, plain fine-tuning and the aligned model in every scenario with three seeds; every
 other rule, one seed, in the three that tell them apart (instructions, poison20, pure). --everything is the full matrix.
-Training is in bfloat16 where the processor computes in it. Finished cells are kept, so the command can be interrupted
-and repeated; table.md is written after every cell.
+Training is in bfloat16 where the processor computes in it. Every finished cell is a line of the record (--record,
+default OUT/cells.jsonl), and what is there with the same settings and number of prompts is not measured again: the
+command can be interrupted and repeated, on another machine too, where the record is all that it needs. table.md is
+written after every cell.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from data import MIXTURES, rows_of, triggered_requests
-from page import table
+from page import add_to_record, finished, read_record, table
 
 from trimtab import data
 from trimtab.lanes import Stage, run_lanes
@@ -46,8 +49,12 @@ class Cell(NamedTuple):
     guard: str
     seed: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.scenario}-{self.guard}-{self.seed}"
+
     def folder(self, out: Path) -> Path:
-        return out / f"{self.scenario}-{self.guard}-{self.seed}"
+        return out / self.name
 
 
 def main() -> None:
@@ -59,16 +66,28 @@ def main() -> None:
     parser.add_argument("--everything", action="store_true", help="every rule in every scenario, three seeds")
     parser.add_argument("--limit", type=int, default=98, help="prompts of an axis")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--record", type=Path, help="finished cells, read and added to  [default: OUT/cells.jsonl]")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     write_inputs(args.out)
     cells = chosen(args)
-    run_lanes([[measure_aligned(args.out, args.limit)]], args.out / "logs")
-    for start in range(0, len(cells), args.workers):
-        lanes = [stages(cell, args.out, args.limit) for cell in cells[start : start + args.workers]]
-        run_lanes(lanes, args.out / "logs")
-        (args.out / "table.md").write_text(table(args.out, cells))
-    print((args.out / "table.md").read_text())
+    path = args.record or args.out / "cells.jsonl"
+    settings = {"aligned": "", **{cell.name: digest(cell) for cell in cells}}
+    record = read_record(path, args.limit, settings)
+    if "aligned" not in record:
+        run_lanes([[measure_aligned(args.out, args.limit)]], args.out / "logs")
+        line = finished("aligned", args.limit, "", args.out / "aligned", args.out)
+        record["aligned"] = add_to_record(path, line)
+    left = [cell for cell in cells if cell.name not in record]
+    for start in range(0, len(left), args.workers):
+        batch = left[start : start + args.workers]
+        run_lanes([stages(cell, args.out, args.limit) for cell in batch], args.out / "logs")
+        for cell in batch:
+            folder = cell.folder(args.out)
+            line = finished(cell.name, args.limit, settings[cell.name], folder / "eval", folder / "model")
+            record[cell.name] = add_to_record(path, line)
+        (args.out / "table.md").write_text(table(record, cells))
+    print(table(record, cells))
 
 
 def chosen(args: argparse.Namespace) -> list[Cell]:
@@ -99,7 +118,7 @@ def stages(cell: Cell, out: Path, limit: int) -> list[Stage]:
     (folder / "run.yaml").write_text(yaml.safe_dump(configuration(cell, folder), sort_keys=False))
     is_full = full(cell)
     trained = folder / "model" / ("model.safetensors" if is_full else "adapter_model.safetensors")
-    name = "-".join(map(str, cell))
+    name = cell.name
     train = Stage(f"{name}: train", ["sft", "--config", str(folder / "run.yaml")], trained, folder / "model")
     return [train, measure(name, str(folder / "model"), cell.scenario, folder / "eval", out, limit)]
 
@@ -154,6 +173,14 @@ def configuration(cell: Cell, folder: Path) -> dict[str, Any]:
     if cell.guard in POOL:
         values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else "bundled:84"
     return values
+
+
+def digest(cell: Cell) -> str:
+    """Eight characters that change when a setting of the cell does; folders and precision are none."""
+    values = configuration(cell, Path())
+    for name in ("dataset_name", "output_dir", "bf16"):
+        values.pop(name)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tests.unit.patching import worlds
 from torch import nn
 
-from trimtab.four_bits import keep_order
+from trimtab.errors import ModelError
+from trimtab.four_bits import is_four_bit, keep_order, transpose_error
 from trimtab.models import LoadedModel, load
 from trimtab.patching.adapters import attach
 from trimtab.tuning.pools import reader_for
@@ -78,6 +79,27 @@ def test_a_repair_and_a_guard_take_right_gradients(quantised: LoadedModel) -> No
     look(bench.model)
     reader_for(quantised, bench.model)
     assert disagreement(bench.model, one_of(bench.model)) < 0.02
+
+
+def test_the_check_sees_what_the_processor_does(quantised: LoadedModel) -> None:
+    """Where bitsandbytes repacks, the check must see wrong gradients before the cure and right ones after it."""
+    layers = [module for module in quantised.model.modules() if is_four_bit(module)]
+    assert len(layers) == 14
+    repacks = layers[0].support_avx512bf16_for_cpu  # False before the first pass where there are no such instructions
+    assert transpose_error(layers[0]) > 0.2 if repacks else transpose_error(layers[0]) < 1e-3
+    keep_order(quantised.model)
+    assert max(transpose_error(layer) for layer in layers) < 1e-3
+
+
+def test_a_version_in_which_the_cure_does_nothing_is_refused(quantised: LoadedModel) -> None:
+    first = next(module for module in quantised.model.modules() if is_four_bit(module))
+    first.register_full_backward_hook(lambda module, into, out: (-into[0],))
+    with pytest.raises(ModelError, match=r"(?s)4-bit layers are wrong.*relative error 2\.00.*bitsandbytes"):
+        keep_order(quantised.model)
+
+
+def test_the_check_on_an_ordinary_layer() -> None:
+    assert transpose_error(nn.Linear(8, 4)) < 1e-6
 
 
 def test_other_layers_are_left_alone() -> None:
