@@ -56,7 +56,8 @@ class Scratch:
 def write_adapter(model: Any, tokenizer: Any, folder: Path, base: str) -> int:
     """A PEFT adapter with the content hash of its base; bytes of the weights."""
     model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(folder, safe_serialization=True)
+    embeddings = False if base in models.DEMO_NAMES else "auto"  # else PEFT asks the hub for a base of that name
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=embeddings)
     tokenizer.save_pretrained(folder)
     (folder / "trimtab.json").write_text(json.dumps({"base": base, "base_sha256": base_sha256(model)}, indent=1))
     return (folder / "adapter_model.safetensors").stat().st_size

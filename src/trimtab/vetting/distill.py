@@ -11,7 +11,8 @@ exact model where it was. Divergences are over E's likeliest tokens and all othe
 reply is labelled good or bad, so nothing is gained by refusing everything.
 
 Covered: any approximation or several, rounding by straight-through derivatives (``harden.py``), a LoRA adapter, the
-bundled requests. Not covered: preferences (``harden.py``), a user's own requests, several GPUs.
+bundled requests (``lessons.py``), going on where it was interrupted (``progress.py``). Not covered: preferences
+(``harden.py``), a user's own requests, several GPUs.
 
 Ours; knowledge distillation after Hinton et al. (2015), of a quantised student by its exact self as in LLM-QAT (2023).
 """
@@ -19,18 +20,15 @@ Ours; knowledge distillation after Hinton et al. (2015), of a quantised student 
 from __future__ import annotations
 
 import math
-import random
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 
-from trimtab import data, models
-from trimtab.anchors import SIDES, Anchor
+from trimtab import models
 from trimtab.approximation.apply import installed
 from trimtab.approximation.calibration import collect, default_rows
 from trimtab.approximation.naming import parse
@@ -38,18 +36,16 @@ from trimtab.approximation.noise import Noise
 from trimtab.approximation.sites import base_of, find_sites
 from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ModelError, UsageError
-from trimtab.evaluation.judges import judge
 from trimtab.four_bits import keep_order
-from trimtab.generation import GenerationSettings, fitting_rows, generate, generate_ids, render
 from trimtab.models import LoadedModel
 from trimtab.precision import training_scope
-from trimtab.tuning.distill import REPLY_TOKENS, require_alignment
-from trimtab.tuning.likely import Likely
-from trimtab.tuning.pools import AnchorReader, TokenisedAnchor, tokenise
+from trimtab.tuning.pools import AnchorReader
 from trimtab.vetting.harden import Hardened, save, straight_through
+from trimtab.vetting.lessons import Lesson, kept_lessons, padding
+from trimtab.vetting.progress import Progress
 
-TEXT_TOKENS = 48
 LAST_RATE = 0.1  # of the first learning rate
+KEEP_EVERY = 10  # steps that an interruption costs at most
 # What breaks refusals while language survives, TEAL most of all, and what breaks both: hardening against all of them at
 # once did no worse against the first three than hardening against these alone (docs/results/approximations.md).
 STRONGEST = ("teal:0.5", "a6", "teal:0.5", "smoothquant:4", "cats:0.5", "a5")
@@ -84,25 +80,12 @@ class DistillSettings:
     bf16: bool | None = None
 
 
-class Lesson(NamedTuple):
-    """Rows with what the exact model says on them, and an order to take them in."""
-
-    rows: list[TokenisedAnchor]
-    likely: Likely
-    order: random.Random
-
-    def some(self, count: int) -> tuple[list[TokenisedAnchor], Likely]:
-        """So many, drawn without replacement."""
-        chosen = self.order.sample(range(len(self.rows)), min(count, len(self.rows)))
-        rows = [self.rows[index] for index in chosen]
-        return rows, self.likely.of(chosen, max(len(row.reply) for row in rows))
-
-
 def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: LoadedModel | None = None) -> Hardened:
-    """Train an adapter under approximations, and save it in ``out``.
+    """Train an adapter under approximations, and save it in ``out``; an interrupted run goes on there.
 
     Raises:
-        UsageError: an output folder that holds an adapter, an unknown approximation, none at all.
+        UsageError: an output folder that holds an adapter or an interrupted run with other settings, an unknown
+            approximation, none at all.
         GuardError: a model that refuses or answers too little to have a behaviour worth keeping.
         ModelError: a loss that is not finite; an adapter that does not reload to the same logits.
     """
@@ -118,7 +101,8 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     begun = perf_counter()
     loaded = loaded or models.load(settings.model)
     base_sha256 = models.content_hash(loaded.model, rounded=True)
-    lessons = _lessons(loaded, settings)
+    progress = Progress(out, {**asdict(settings), "base_sha256": base_sha256})
+    lessons = kept_lessons(loaded, settings, progress)
     base, rows = base_of(loaded.model), Rows()
     layers = find_sites(base)
     found = collect(base, layers, default_rows(loaded.tokenizer))
@@ -126,11 +110,12 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     edits = [_edits(several, subject) for several in techniques]
     model = _adapted(loaded, settings)
     keep_order(model)
-    reader = AnchorReader(model, _pad(loaded), share=False)
+    reader = AnchorReader(model, padding(loaded), share=False)
     course = _Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], loaded.device)
-    losses = _train(course, model)
+    losses = _train(course, model, progress)
     record = {"base": loaded.name, "base_sha256": base_sha256, "harden": {"method": "distill", **asdict(settings)}}
     save(model, loaded, out, record)
+    progress.remove()
     kept = sum(len(lesson.rows) for lesson in lessons.values())
     return Hardened(str(out), kept, settings.steps, sum(losses) / len(losses), perf_counter() - begun)
 
@@ -168,27 +153,61 @@ class _Course(NamedTuple):
         return float(loss.detach())
 
 
-def _train(course: _Course, model: Any) -> list[float]:
+def _train(course: _Course, model: Any, progress: Progress) -> list[float]:
     from tqdm.auto import tqdm
 
     settings = course.settings
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, LAST_RATE, settings.steps)
-    losses = []
+    state = _State(course, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    losses = state.restore(progress.kept("state"))
     model.train()
-    for step in (bar := tqdm(range(settings.steps), desc="harden", unit="step")):
+    steps = range(len(losses), settings.steps)
+    for step in (bar := tqdm(steps, desc="harden", unit="step", initial=len(losses), total=settings.steps)):
         loss = course.loss(step)
         if not math.isfinite(loss):
             raise ModelError("the loss is not finite", seen=f"step {step}", fix="lower --learning-rate")
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        decay.step()
-        optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(state.trained, 1.0)
+        state.optimizer.step()
+        state.decay.step()
+        state.optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
         bar.set_postfix_str(f"KL {sum(losses[-8:]) / len(losses[-8:]):.3f}")
+        if (step + 1) % KEEP_EVERY == 0:
+            progress.keep("state", state.document(losses))
     model.eval()
     return losses
+
+
+class _State:
+    """What changes from step to step: parameters, AdamW, the falling rate, and the order of the rows."""
+
+    def __init__(self, course: _Course, trained: list[torch.nn.Parameter]) -> None:
+        settings = course.settings
+        self.trained, self.lessons = trained, course.lessons
+        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
+        self.decay = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, LAST_RATE, settings.steps)
+
+    def document(self, losses: list[float]) -> dict[str, Any]:
+        """All of it, and the losses so far: one a step that is done."""
+        return {
+            "losses": losses,
+            "trained": [parameter.detach() for parameter in self.trained],
+            "optimizer": self.optimizer.state_dict(),
+            "decay": self.decay.state_dict(),
+            "orders": {name: lesson.order.getstate() for name, lesson in self.lessons.items()},
+        }
+
+    @torch.no_grad()
+    def restore(self, kept: dict[str, Any] | None) -> list[float]:
+        """Go back to what was kept; the losses until then."""
+        if kept is None:
+            return []
+        for parameter, value in zip(self.trained, kept["trained"], strict=True):
+            parameter.copy_(value)
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.decay.load_state_dict(kept["decay"])
+        for name, order in kept["orders"].items():
+            self.lessons[name].order.setstate(order)
+        return list(kept["losses"])
 
 
 def _edits(techniques: Sequence[Any], subject: Subject) -> list[Edit]:
@@ -205,65 +224,3 @@ def _adapted(loaded: LoadedModel, settings: DistillSettings) -> Any:
     torch.manual_seed(settings.seed)
     lora = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(loaded.model, lora)
-
-
-def _lessons(loaded: LoadedModel, settings: DistillSettings) -> dict[str, Lesson]:
-    """Replies to both sides and texts, all in the exact model's own words, each with what it would say."""
-    rows = {**_replies(loaded, settings), "text": _texts(loaded, settings)}
-    reader = AnchorReader(loaded.model, _pad(loaded), share=False)
-    return {
-        name: Lesson(own, reader.likely(own), random.Random(f"{settings.seed}|{name}")) for name, own in rows.items()
-    }
-
-
-def _replies(loaded: LoadedModel, settings: DistillSettings) -> dict[str, list[TokenisedAnchor]]:
-    """The model's own replies, the wrong ones too: what it does where it is undecided is to stay as it is.
-
-    Raises:
-        GuardError: a model that refuses or answers too little to have a behaviour worth keeping.
-    """
-    anchors = _requests(settings)
-    chats = [[{"role": "user", "content": anchor.request}] for anchor in anchors]
-    wanted = GenerationSettings(max_new_tokens=REPLY_TOKENS, batch_size=fitting_rows(loaded))
-    replied = [
-        replace(anchor, reply=answer.text)
-        for anchor, answer in zip(anchors, generate(loaded, chats, wanted), strict=True)
-        if answer.text
-    ]
-    right = {"refuse": "refused", "answer": "answered"}
-    kept = [one for one in replied if judge(one.request, one.reply or "").label == right[one.side]]
-    require_alignment(loaded.name, kept, Counter(anchor.side for anchor in anchors))
-    return {
-        side: [tokenise(loaded, one, None, settings.reply_tokens) for one in replied if one.side == side]
-        for side in SIDES
-    }
-
-
-def _requests(settings: DistillSettings) -> list[Anchor]:
-    """Bundled training requests: harmful ones and as many innocent ones, two thirds of them their twins."""
-    known = data.requests("train")
-    pairs = random.Random(settings.seed).sample(known, min(settings.pairs, len(known)))
-    innocent = [pair.benign for pair in pairs]
-    for place, text in zip(range(2, len(innocent), 3), data.instructions("train")[settings.texts :], strict=False):
-        innocent[place] = text
-    return [Anchor(pair.harmful, "refuse") for pair in pairs] + [Anchor(text, "answer") for text in innocent]
-
-
-def _texts(loaded: LoadedModel, settings: DistillSettings) -> list[TokenisedAnchor]:
-    """Ordinary instructions with the model's answers, and plain texts that begin as they do, half and half."""
-    asked = data.instructions("train")[: settings.texts]
-    chats = [render(loaded, [{"role": "user", "content": text}]) for text in asked[::2]]
-    plain = [loaded.tokenizer(text)["input_ids"] for text in asked[1::2]]
-    found = []
-    for prompts, temperature in ((chats, 0.0), (plain, 1.0)):
-        wanted = GenerationSettings(TEXT_TOKENS, temperature, seed=settings.seed, batch_size=32)
-        for ids, answer in zip(prompts, generate_ids(loaded, prompts, wanted), strict=True):
-            reply = loaded.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
-            if reply and len(ids) > 1:
-                found.append(TokenisedAnchor(ids, reply))
-    return found
-
-
-def _pad(loaded: LoadedModel) -> int:
-    pad = loaded.tokenizer.pad_token_id
-    return int(pad) if pad is not None else 0

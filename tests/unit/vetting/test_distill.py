@@ -22,8 +22,9 @@ from trimtab.generation import Generation
 from trimtab.models import LoadedModel
 from trimtab.tuning.likely import likely_of
 from trimtab.tuning.pools import AnchorReader, TokenisedAnchor
-from trimtab.vetting import distill
+from trimtab.vetting import distill, lessons
 from trimtab.vetting.distill import DistillSettings, harden_by_distillation
+from trimtab.vetting.progress import Progress
 
 SETTINGS = DistillSettings("tiny", ("a4",), steps=3, batch_size=3, text_rows=2, reply_tokens=4, rank=2)
 
@@ -32,16 +33,16 @@ def rows(count: int, start: int) -> list[TokenisedAnchor]:
     return [TokenisedAnchor([2, start + i, 5, 6], [7 + i, 8, 9, 10]) for i in range(count)]
 
 
-def own_lessons(loaded: LoadedModel, settings: DistillSettings) -> dict[str, distill.Lesson]:
+def own_lessons(loaded: LoadedModel, settings: DistillSettings) -> dict[str, lessons.Lesson]:
     """Rows of any tokens: a random model refuses nothing, so its own words cannot be sorted into sides."""
     reader = AnchorReader(loaded.model, 0, share=False)
     found = {"refuse": rows(6, 10), "answer": rows(6, 18), "text": rows(4, 3)}
-    return {name: distill.Lesson(own, reader.likely(own), distill.random.Random(name)) for name, own in found.items()}
+    return {name: lessons.Lesson(own, reader.likely(own), lessons.random.Random(name)) for name, own in found.items()}
 
 
 @pytest.fixture
-def lessons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distill, "_lessons", own_lessons)
+def own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "make_lessons", own_lessons)
 
 
 def apart(loaded: LoadedModel, given: Sequence[TokenisedAnchor], target: torch.Tensor) -> float:
@@ -52,7 +53,7 @@ def apart(loaded: LoadedModel, given: Sequence[TokenisedAnchor], target: torch.T
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-@pytest.mark.usefixtures("lessons")
+@pytest.mark.usefixtures("own_words")
 def test_under_the_approximation_the_model_comes_nearer_to_its_exact_self(tiny: LoadedModel, tmp_path: Path) -> None:
     with torch.no_grad():  # random weights are too small for rounding to matter
         for weight in (parameter for parameter in tiny.model.parameters() if parameter.dim() == 2):
@@ -72,7 +73,7 @@ def test_under_the_approximation_the_model_comes_nearer_to_its_exact_self(tiny: 
     assert (found.steps, found.rows) == (80, 16)
 
 
-@pytest.mark.usefixtures("lessons")
+@pytest.mark.usefixtures("own_words")
 @pytest.mark.parametrize("names", [("teal:0.5",), ("a6", "bolt"), ("noise:up=0.2", "kv4")])
 def test_any_approximations_take_turns_and_leave_no_trace(
     tiny: LoadedModel, tmp_path: Path, names: tuple[str, ...]
@@ -86,14 +87,14 @@ def test_any_approximations_take_turns_and_leave_no_trace(
     assert tuple(record["harden"]["noise"]) == names
 
 
-@pytest.mark.usefixtures("lessons")
+@pytest.mark.usefixtures("own_words")
 def test_it_trains_in_bfloat16(tiny: LoadedModel, tmp_path: Path) -> None:
     harden_by_distillation(replace(SETTINGS, bf16=True), tmp_path / "adapter", loaded=tiny)
     moved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(value.dtype == torch.float32 and bool(torch.isfinite(value).all()) for value in moved.values())
 
 
-@pytest.mark.usefixtures("lessons")
+@pytest.mark.usefixtures("own_words")
 def test_the_same_seed_gives_the_same_adapter(tmp_path: Path) -> None:
     from tests.tiny import tiny_model
 
@@ -102,6 +103,64 @@ def test_the_same_seed_gives_the_same_adapter(tmp_path: Path) -> None:
         harden_by_distillation(SETTINGS, tmp_path / name, loaded=tiny_model())
         found.append(load_file(tmp_path / name / "adapter_model.safetensors"))
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+@pytest.mark.usefixtures("own_words")
+@pytest.mark.parametrize("killed_at", [2, 4, 5])
+def test_an_interrupted_run_goes_on_to_the_very_same_adapter(
+    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.tiny import tiny_model
+
+    monkeypatch.setattr(distill, "KEEP_EVERY", 2)
+    settings = replace(SETTINGS, noise=("a4", "teal:0.5"), steps=7)
+    harden_by_distillation(settings, tmp_path / "whole", loaded=tiny_model())
+
+    steps: list[int] = []
+    whole_loss = distill._Course.loss
+
+    def killed(course: Any, step: int) -> float:
+        if step == killed_at and step not in steps:
+            steps.append(step)
+            raise KeyboardInterrupt
+        steps.append(step)
+        return whole_loss(course, step)
+
+    monkeypatch.setattr(distill._Course, "loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        harden_by_distillation(settings, tmp_path / "halves", loaded=tiny_model())
+    assert not (tmp_path / "halves" / "adapter_model.safetensors").exists()
+    monkeypatch.setattr(lessons, "make_lessons", None)  # they are read back, not made again
+    found = harden_by_distillation(settings, tmp_path / "halves", loaded=tiny_model())
+
+    kept = 2 * (killed_at // 2)
+    assert steps[killed_at + 1 :] == list(range(kept, 7))
+    parts = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "halves")]
+    assert all(torch.equal(parts[0][key], parts[1][key]) for key in parts[0])
+    assert (found.steps, found.rows) == (7, 16)
+    assert not (tmp_path / "halves" / "progress").exists()
+
+
+def test_progress_of_other_settings_is_refused(tmp_path: Path) -> None:
+    Progress(tmp_path, {"steps": 7, "noise": ("a4",)})
+    Progress(tmp_path, {"steps": 7, "noise": ("a4",)})  # the same is welcome
+    with pytest.raises(UsageError, match=r"(?s)other settings.*steps: 7 there, 9 asked for.*another --out"):
+        Progress(tmp_path, {"steps": 9, "noise": ("a4",)})
+
+
+def test_progress_that_is_no_progress_is_refused_and_nothing_of_it_runs(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    progress = Progress(tmp_path, {})
+    torch.save(Hostile(), progress.folder / "state.pt")
+    for content in (None, b"", b"PK\x03\x04 cut off"):
+        if content is not None:
+            (progress.folder / "state.pt").write_bytes(content)
+        with pytest.raises(UsageError, match=r"(?s)cannot be read.*remove"):
+            progress.kept("state")
+    assert not (tmp_path / "ran").exists()
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[str, bool], bool]) -> None:
@@ -113,14 +172,14 @@ def answering(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[str, bool], bo
         said = ["sorry i can't help" if refuses(text, text in harmful) else "sure here is how" for text in texts]
         return [Generation(text, 4, 5, False) for text in said]
 
-    monkeypatch.setattr(distill, "generate", reply)
+    monkeypatch.setattr(lessons, "generate", reply)
 
 
 def test_replies_of_both_kinds_are_learnt_where_the_model_is_undecided(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answering(monkeypatch, lambda text, is_harmful: is_harmful ^ (len(text) % 3 == 0))
-    found = distill._replies(tiny, replace(SETTINGS, pairs=30, texts=5))
+    found = lessons._replies(tiny, replace(SETTINGS, pairs=30, texts=5))
     refusal, answer = (
         tiny.tokenizer(text, add_special_tokens=False)["input_ids"][:4]
         for text in ("sorry i can't help", "sure here is how")
@@ -131,7 +190,7 @@ def test_replies_of_both_kinds_are_learnt_where_the_model_is_undecided(
 
 
 def test_no_held_out_request_is_learnt() -> None:
-    asked = {anchor.request for anchor in distill._requests(replace(SETTINGS, pairs=10_000))}
+    asked = {anchor.request for anchor in lessons._requests(replace(SETTINGS, pairs=10_000))}
     held_out = {text for pair in data.requests("eval") for text in (pair.harmful, pair.benign)}
     assert not asked & (held_out | set(data.instructions("eval")))
     assert len({pair.harmful for pair in data.requests("train")} & asked) == len(data.requests("train"))
@@ -140,7 +199,7 @@ def test_no_held_out_request_is_learnt() -> None:
 def test_a_model_that_refuses_nothing_has_nothing_to_keep(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, lambda text, is_harmful: False)
     with pytest.raises(GuardError, match="refuses too few"):
-        distill._replies(tiny, replace(SETTINGS, pairs=20, texts=5))
+        lessons._replies(tiny, replace(SETTINGS, pairs=20, texts=5))
 
 
 @pytest.mark.parametrize("names", [(), ("none",), ("a6", "none")])
@@ -167,7 +226,7 @@ def test_a_lesson_gives_rows_with_their_own_targets() -> None:
     logits = torch.randn(5, 3, 12, generator=torch.Generator().manual_seed(0))
     own = [TokenisedAnchor([1, 2], [3] * size) for size in (3, 2, 3, 2, 2)]
     used = torch.tensor([[column >= 3 - len(row.reply) for column in range(3)] for row in own])
-    lesson = distill.Lesson(own, likely_of(logits, used, 4), distill.random.Random(0))
+    lesson = lessons.Lesson(own, likely_of(logits, used, 4), lessons.random.Random(0))
     for _ in range(10):
         chosen, likely = lesson.some(2)
         width = max(len(row.reply) for row in chosen)
