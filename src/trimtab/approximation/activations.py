@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trimtab.approximation import polynomials as poly
-from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
+from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
 from trimtab.approximation.sites import activation_kind
 from trimtab.approximation.technique import Edit, OutOfRange, Subject
 from trimtab.errors import ApproximationError, UsageError

@@ -4,17 +4,17 @@
 
 Values without a key fill a technique's parameters in order. Every technique takes ``layers=FIRST-LAST``.
 
-Covered: parsing with clear errors, nearest names, ranges of numbers. Not covered: what a technique does.
+Covered: parsing with clear errors, nearest names, ranges of numbers. Not covered: what a technique offers to this
+(``entries.py``) and does (a file a kind).
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
 
+from trimtab.approximation.entries import Entry, LayerRange, Parameter
 from trimtab.approximation.technique import Technique
 from trimtab.errors import UsageError
 
@@ -24,56 +24,6 @@ ALL = (
     *("teal:0.1", "teal:0.25", "teal:0.5", "teal:0.9", "cats:0.5"),
     *("a8", "a6", "a5", "a4", "smoothquant:8", "smoothquant:4", "omniquant:8", "omniquant:4", "kv8", "kv4"),
 )  # what `--approx all` means
-
-
-class LayerRange(NamedTuple):
-    """First and last layer, both included; ``last`` None means to the end."""
-
-    first: int = 0
-    last: int | None = None
-
-    def __contains__(self, layer: object) -> bool:
-        return isinstance(layer, int) and layer >= self.first and (self.last is None or layer <= self.last)
-
-    def text(self) -> str:
-        """As in a name; empty for all layers."""
-        if self == LayerRange():
-            return ""
-        return f"layers={self.first}-{'' if self.last is None else self.last}"
-
-
-ALL_LAYERS = LayerRange()
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a technique.
-
-    Attributes:
-        kind: float, int, str or LayerRange. default: used where nothing is given.
-        low, high: allowed range of a number; ``open_low``, ``open_high``: the bound itself is not allowed.
-        choices: allowed words.
-    """
-
-    kind: type = float
-    default: object = None
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-    choices: tuple[str, ...] = ()
-    required: bool = False
-
-
-class Entry(NamedTuple):
-    """A technique's name: what makes it, and its parameters in order."""
-
-    make: Callable[..., Technique]
-    parameters: Mapping[str, Parameter]
-    fixed: Mapping[str, object] = {}
-
-
-LAYERS = Parameter(kind=LayerRange, default=ALL_LAYERS)
 
 
 def names() -> tuple[str, ...]:
@@ -202,29 +152,3 @@ def _layer_range(name: str, text: str) -> LayerRange:
     if found.first < 0 or (found.last is not None and found.last < found.first):
         raise UsageError(f"{name}: an empty range of layers", seen=text, fix="write, say, layers=0-3")
     return found
-
-
-def written(name: str, parts: Mapping[str, object], layers: LayerRange) -> str:
-    """A canonical name: the given values as ``key=value``, layers last."""
-    items = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in parts.items()]
-    items += filter(None, [layers.text()])
-    return name + (":" + ",".join(items) if items else "")
-
-
-class Named:
-    """Base of the techniques (frozen dataclasses) whose label shows every parameter: all tokens are treated alike.
-
-    ``head`` is the name; a parameter in braces is part of it ("a{bits}" writes a8) and is not written again.
-    """
-
-    head: ClassVar[str] = ""
-    whole_rows: ClassVar[bool] = False
-    layers: LayerRange
-
-    @property
-    def label(self) -> str:
-        """The string that makes the same technique again, every default written out."""
-        own: Any = self
-        given = {part.name: getattr(self, part.name) for part in fields(own) if part.name != "layers"}
-        rest = {name: value for name, value in given.items() if f"{{{name}}}" not in self.head}
-        return written(self.head.format(**given), rest, self.layers)

@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
+from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
 from trimtab.approximation.sites import Site
 from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import UsageError

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.approximation.calibration import Calibration
-from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter
+from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter
 from trimtab.approximation.sites import INPUT_SITES, LayerSites, Site
 from trimtab.approximation.technique import Edit, Subject
 

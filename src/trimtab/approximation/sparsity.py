@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trimtab.approximation.calibration import Calibration
-from trimtab.approximation.naming import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter, written
+from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter, written
 from trimtab.approximation.sites import INPUT_SITES, LayerSites, Site
 from trimtab.approximation.technique import Edit, Rows, Subject
 

@@ -21,7 +21,8 @@ from trimtab.models import LoadedModel
 from trimtab.tuning.distill import distill, model_of
 from trimtab.tuning.distributed import reshard
 from trimtab.tuning.pools import AnchorPool, build_pools, reader_for
-from trimtab.tuning.rules import Report, Rule, Step, make_rule
+from trimtab.tuning.rule_names import make_rule
+from trimtab.tuning.rules import Report, Rule, Step
 
 
 @dataclass

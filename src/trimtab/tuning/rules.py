@@ -1,7 +1,8 @@
 """Update rules: what a guard does to one optimizer step.
 
-Covered: ``spf`` (Algorithm 1 of arXiv 2601.10141), ``keel`` (ours, closed loop, two-sided), ``mixing`` (control).
-Not covered: when a rule runs (``guard.py``) and the algebra that it uses (``gradients/surgery.py``).
+Covered: what a rule is given and gives back, ``spf`` (Algorithm 1 of arXiv 2601.10141) and ``mixing`` (control).
+Not covered: ``keel`` and the rivals (files of their own), a rule by its name (``rule_names.py``), when a rule runs
+(``guard.py``) and the algebra that it uses (``gradients/surgery.py``).
 
 A rule sees the task gradients after accumulation, reduction, unscaling and clipping, at the parameters that the
 optimizer is about to update.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anchors import SafetyAnchors, Side
-from trimtab.errors import GuardError, UsageError
+from trimtab.errors import GuardError
 from trimtab.gradients.factors import safety_gradient
 from trimtab.gradients.sharding import is_sharded, scalar
 from trimtab.gradients.surgery import joint_step, spf_algorithm1
@@ -240,24 +241,3 @@ def require_pool(step: Step, side: Side) -> AnchorPool:
     if side not in step.pools:
         raise GuardError(f"this rule needs anchors to {side}", seen=list(step.pools), fix="add some to the anchor file")
     return step.pools[side]
-
-
-def make_rule(name: str, **options: Any) -> Rule:
-    """A rule by name with its options.
-
-    Raises:
-        UsageError: for an unknown name or option.
-    """
-    from trimtab.tuning.keel import KeelRule  # these modules need this one
-    from trimtab.tuning.patient import PatientKeelRule
-    from trimtab.tuning.rivals.catalogue import STEP_RULES
-
-    ours = {"spf": SpfRule, "keel": KeelRule, "keel-patient": PatientKeelRule, "mixing": MixingRule}
-    rules: dict[str, Any] = {**ours, **STEP_RULES}
-    if name not in rules:
-        raise UsageError("unknown guard rule", seen=name, fix=f"use one of: {', '.join(rules)}")
-    known = set(rules[name].__dataclass_fields__) - {"name"}
-    if unknown := set(options) - known:
-        raise UsageError(f"unknown option for the rule {name}", seen=sorted(unknown), fix=f"known: {sorted(known)}")
-    rule: Rule = rules[name](**options)
-    return rule

@@ -1,0 +1,90 @@
+"""What a technique says of its name: parameters with their ranges, the layers, and the canonical way to write it.
+
+Covered: the vocabulary that the files of techniques share. Not covered: reading names (``naming.py``), which knows all
+techniques, as this file knows none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+from trimtab.approximation.technique import Technique
+
+
+class LayerRange(NamedTuple):
+    """First and last layer, both included; ``last`` None means to the end."""
+
+    first: int = 0
+    last: int | None = None
+
+    def __contains__(self, layer: object) -> bool:
+        return isinstance(layer, int) and layer >= self.first and (self.last is None or layer <= self.last)
+
+    def text(self) -> str:
+        """As in a name; empty for all layers."""
+        if self == LayerRange():
+            return ""
+        return f"layers={self.first}-{'' if self.last is None else self.last}"
+
+
+ALL_LAYERS = LayerRange()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a technique.
+
+    Attributes:
+        kind: float, int, str or LayerRange. default: used where nothing is given.
+        low, high: allowed range of a number; ``open_low``, ``open_high``: the bound itself is not allowed.
+        choices: allowed words.
+    """
+
+    kind: type = float
+    default: object = None
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    choices: tuple[str, ...] = ()
+    required: bool = False
+
+
+class Entry(NamedTuple):
+    """A technique's name: what makes it, and its parameters in order."""
+
+    make: Callable[..., Technique]
+    parameters: Mapping[str, Parameter]
+    fixed: Mapping[str, object] = {}
+
+
+LAYERS = Parameter(kind=LayerRange, default=ALL_LAYERS)
+
+
+def written(name: str, parts: Mapping[str, object], layers: LayerRange) -> str:
+    """A canonical name: the given values as ``key=value``, layers last."""
+    items = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in parts.items()]
+    items += filter(None, [layers.text()])
+    return name + (":" + ",".join(items) if items else "")
+
+
+class Named:
+    """Base of the techniques (frozen dataclasses) whose label shows every parameter: all tokens are treated alike.
+
+    ``head`` is the name; a parameter in braces is part of it ("a{bits}" writes a8) and is not written again.
+    """
+
+    head: ClassVar[str] = ""
+    whole_rows: ClassVar[bool] = False
+    layers: LayerRange
+
+    @property
+    def label(self) -> str:
+        """The string that makes the same technique again, every default written out."""
+        own: Any = self
+        given = {part.name: getattr(self, part.name) for part in fields(own) if part.name != "layers"}
+        rest = {name: value for name, value in given.items() if f"{{{name}}}" not in self.head}
+        return written(self.head.format(**given), rest, self.layers)
