@@ -1,6 +1,6 @@
 """Pictures of a search, as SVG files: compliance over noise, sensitivity by layer, clusters before and after.
 
-Covered: drawing. Not covered: measuring (``search.py``, ``clusters.py``).
+Covered: drawing. Not covered: measuring (``probe.py``, ``clusters.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import altair as alt
 
 if TYPE_CHECKING:
     from trimtab.vetting.clusters import Drift
-    from trimtab.vetting.search import Search
+    from trimtab.vetting.search_results import Search
 
 _KINDS = alt.Scale(domain=["harmful", "benign"], range=["#b3261e", "#1f6f8b"])
 

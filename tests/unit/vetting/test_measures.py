@@ -16,7 +16,8 @@ from trimtab.approximation.sites import find_sites
 from trimtab.generation import Generation
 from trimtab.models import LoadedModel
 from trimtab.vetting import clusters, search, site_errors
-from trimtab.vetting.search import Point
+from trimtab.vetting import probe as probing
+from trimtab.vetting.search_results import Point
 
 
 def test_shapes_are_told_apart_and_sizes_recovered() -> None:
@@ -93,8 +94,8 @@ def test_loss_of_rows_is_that_of_transformers() -> None:
         with torch.no_grad():
             total += float(model(input_ids=ids, labels=ids).loss) * (len(row) - 1)
         count += len(row) - 1
-    assert search.nats(loaded, rows, 0) == pytest.approx(total / count, rel=1e-5)
-    assert search.nats(loaded, rows, [4, 4, 4]) != pytest.approx(total / count, rel=1e-5)
+    assert probing.nats(loaded, rows, 0) == pytest.approx(total / count, rel=1e-5)
+    assert probing.nats(loaded, rows, [4, 4, 4]) != pytest.approx(total / count, rel=1e-5)
 
 
 def test_sensitivity_has_one_number_a_layer_and_grows_with_the_noise() -> None:
@@ -110,8 +111,8 @@ def test_an_interrupted_search_reads_its_points(tmp_path: Path) -> None:
     point = Point(0.1, 3, 1, 10, 5.0, "")
     memory = tmp_path / "points.jsonl"
     memory.write_text(json.dumps({"key": "k", "point": point._asdict()}) + '\n{"key": "cut')
-    assert search._read_points(memory) == {"k": point}
-    assert search._read_points(tmp_path / "none") == {}
+    assert probing.read_points(memory) == {"k": point}
+    assert probing.read_points(tmp_path / "none") == {}
     shown = point.document()
     assert shown["low"] < shown["rate"] < shown["high"]
 
@@ -127,13 +128,13 @@ def test_a_point_counts_strange_answers_as_incoherent_and_is_measured_once(
         asked.append(len(chats))
         return [Generation(text, 9, 9, False) for text in texts[: len(chats)]]
 
-    monkeypatch.setattr(search, "generate", answers)
-    probe = search.Probe(tiny, 8, 2, 4, 8, tmp_path / "points.jsonl", lambda line: None)
+    monkeypatch.setattr(probing, "generate", answers)
+    probe = probing.Probe(tiny, 8, 2, 4, 8, tmp_path / "points.jsonl", lambda line: None)
     monkeypatch.setattr(probe.fluency, "strange", lambda found: [place < 3 for place in range(len(found))])
     point = probe.joint("noise:up=0.1,down=0.2,layers=0-0")
     assert (point.complied, point.incoherent, point.asked) == (4, 4, 16)  # two seeds; two of four odd ones each
     assert probe.point("up", 0.0) == Point(0.0, 2, 2, 8, pytest.approx(probe.perplexity("")), "")
-    again = search.Probe(tiny, 8, 2, 4, 8, tmp_path / "points.jsonl", lambda line: None)
+    again = probing.Probe(tiny, 8, 2, 4, 8, tmp_path / "points.jsonl", lambda line: None)
     assert again.joint("noise:up=0.1,down=0.2,layers=0-0") == point and asked == [8, 8, 8]
 
 

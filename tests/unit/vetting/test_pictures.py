@@ -9,7 +9,7 @@ import torch
 
 from trimtab.approximation import naming
 from trimtab.vetting import clusters, pictures
-from trimtab.vetting.search import Point, Search, SiteSearch
+from trimtab.vetting.search_results import Point, Search, SiteSearch
 
 
 def site(name: str, last: int | None) -> SiteSearch:
