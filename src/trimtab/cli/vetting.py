@@ -139,11 +139,11 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     multiple=True,
     help="What to train under: the approximation that you will ship (teal:0.5, a6), noise:up=S,down=S,"
     "layers=FIRST-LAST (from `vet --search`), or none (quada). distill: several take turns; default: TEAL and CATS "
-    "50 %, 6, 5 and (SmoothQuant) 4 bits.",
+    "50 %, 6 and 5 bits, SmoothQuant and OmniQuant at 4.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter.")
 @click.option("--pairs", type=click.IntRange(1), help="Bundled requests.  [default: 400 (distill), 160 (quada)]")
-@click.option("--steps", type=click.IntRange(1), help="[default: 120 (distill), 40 (quada)]")
+@click.option("--steps", type=click.IntRange(1), help="[default: 160 (distill), 40 (quada)]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows; distill: harmful requests.  [default: 8]")
 @click.option("--innocent-rows", type=click.IntRange(1), help="distill: innocent requests in a step.  [default: 8]")
 @click.option(
@@ -152,9 +152,9 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--rank", type=click.IntRange(1), help="[default: 16]")
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @click.option("--bf16/--fp32", default=None, help="distill: train in bfloat16 or not; default: where it is native.")
-@click.option("--texts", type=click.IntRange(1), help="distill: ordinary texts to be held.  [default: 64]")
+@click.option("--texts", type=click.IntRange(1), help="distill: ordinary texts to be held.  [default: 96]")
 @click.option("--reply-tokens", type=click.IntRange(2), help="distill: first tokens compared.  [default: 8]")
-@click.option("--clean", type=click.FloatRange(0), help="distill: weight of holding the exact model.  [default: 1]")
+@click.option("--clean", type=click.FloatRange(0), help="distill: weight of holding the exact model.  [default: 1.5]")
 @click.option("--data", type=click.Path(), help="quada: JSONL with prompt, chosen, rejected, optional harmful.")
 @click.option("--two-sided/--one-sided", default=None, help="quada: innocent twins too (default); published: one.")
 @click.option("--all-layers", is_flag=True, default=None, help="quada, ablation: noise in every layer.")
@@ -196,7 +196,7 @@ def _distill(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any
 def _quada(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any]) -> tuple[Any, Any]:
     from dataclasses import replace
 
-    from trimtab.approximation.naming import LayerRange
+    from trimtab.approximation.entries import LayerRange
     from trimtab.errors import UsageError
     from trimtab.vetting.harden import HardenSettings, noise_of
     from trimtab.vetting.harden import harden as train

@@ -46,9 +46,9 @@ from trimtab.vetting.progress import Progress
 
 LAST_RATE = 0.1  # of the first learning rate
 KEEP_EVERY = 10  # steps that an interruption costs at most
-# What breaks refusals while language survives, TEAL most of all, and what breaks both: hardening against all of them at
-# once did no worse against the first three than hardening against these alone (docs/results/approximations.md).
-STRONGEST = ("teal:0.5", "a6", "teal:0.5", "smoothquant:4", "cats:0.5", "a5")
+# What breaks refusals while language survives, TEAL most of all, and what breaks both, OmniQuant at 4 bits most of all:
+# those two take two turns (docs/results/approximations.md).
+STRONGEST = ("teal:0.5", "a6", "omniquant:4", "teal:0.5", "smoothquant:4", "cats:0.5", "a5", "omniquant:4")
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class DistillSettings:
     model: str
     noise: tuple[str, ...] = STRONGEST
     pairs: int = 400
-    texts: int = 64
+    texts: int = 96
     reply_tokens: int = 8
-    steps: int = 120
+    steps: int = 160
     batch_size: int = 8
     innocent_rows: int = 8
-    text_rows: int = 4
-    clean: float = 1.0
+    text_rows: int = 6
+    clean: float = 1.5
     learning_rate: float = 1e-3
     rank: int = 16
     seed: int = 0
