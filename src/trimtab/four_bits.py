@@ -37,7 +37,7 @@ def keep_order(model: nn.Module) -> int:
         if getattr(getattr(changed.weight, "quant_state", None), "packing_format_for_cpu", False):
             changed.state_dict()  # bitsandbytes' own way back: what it saves is always in the first order
     on_cpu = [layer for layer in layers if next(layer.parameters()).device.type == "cpu"]
-    if on_cpu and not (error := transpose_error(on_cpu[0])) <= TOLERATED:
+    if on_cpu and not (error := error_after_a_look(on_cpu[0])) <= TOLERATED:
         raise ModelError(
             "gradients through this model's 4-bit layers are wrong on this processor",
             seen=f"relative error {error:.2f} after a pass without gradient, bitsandbytes {_version()}",
@@ -53,25 +53,36 @@ def is_four_bit(module: nn.Module) -> bool:
     )
 
 
-def transpose_error(layer: nn.Module) -> float:
-    """How wrong a linear layer's backward pass is after a look: |<y, W x> - <W^T y, x>| / <y, W x> with y = W x.
+def error_after_a_look(layer: nn.Module) -> float:
+    """How wrong a linear layer becomes by a pass without gradient: the larger of two relative errors.
 
-    ``W x`` comes from the forward pass, ``W^T y`` from the backward pass; for a right gradient they agree for every x.
+    ``|W' x - W x| / |W x|``, the product after that pass against the one before, and
+    ``|<y, y> - <W'^T y, x>| / <y, y>`` with ``y = W' x``: the derivative comes from the backward pass and agrees with
+    the forward pass for every x if it is right. The first would miss a wrong backward pass, the second one in which
+    both passes are wrong alike.
     """
     linear: Any = layer
-    was_training = layer.training
     x = torch.randn(1, linear.in_features, generator=torch.Generator().manual_seed(0))  # rows x inputs
+    was_training = layer.training
     layer.eval()
+    before = _product(linear, x.clone().requires_grad_(True)).detach()  # 1 x outputs; bitsandbytes repacks none here
     with torch.no_grad():
-        layer(x)  # where bitsandbytes repacks
+        layer(x)  # but here
+    x.requires_grad_(True)
+    y = _product(linear, x)
+    # No derivative at all is a wrong one: a repacked layer's product may have none.
+    (back,) = torch.autograd.grad(y, [x], y.detach(), allow_unused=True) if y.requires_grad else (None,)
     layer.train(was_training)
+    y, square = y.detach(), float(y.detach().square().sum())
+    found = 0.0 if back is None else float((back.double() * x.detach().double()).sum())
+    return max(float((y - before).norm() / before.norm()), abs(square - found) / square)
+
+
+def _product(linear: Any, x: torch.Tensor) -> torch.Tensor:
+    """``W x``, without bias, in float64."""
     with torch.enable_grad():
-        x.requires_grad_(True)
-        y = layer(x).float()  # rows x outputs
-        y = y if linear.bias is None else y - linear.bias.detach().float()
-        (back,) = torch.autograd.grad(y, [x], y.detach())
-    expected = y.detach().double().square().sum()
-    return float((expected - (back.double() * x.detach().double()).sum()).abs() / expected)
+        y: torch.Tensor = linear(x).double()
+        return y if linear.bias is None else y - linear.bias.detach().double()
 
 
 def _version() -> str:

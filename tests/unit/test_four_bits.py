@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.unit.patching import worlds
 from torch import nn
 
 from trimtab.errors import ModelError
-from trimtab.four_bits import is_four_bit, keep_order, transpose_error
+from trimtab.four_bits import error_after_a_look, is_four_bit, keep_order
 from trimtab.models import LoadedModel, load
 from trimtab.patching.adapters import attach
 from trimtab.tuning.pools import reader_for
@@ -81,14 +82,17 @@ def test_a_repair_and_a_guard_take_right_gradients(quantised: LoadedModel) -> No
     assert disagreement(bench.model, one_of(bench.model)) < 0.02
 
 
-def test_the_check_sees_what_the_processor_does(quantised: LoadedModel) -> None:
-    """Where bitsandbytes repacks, the check must see wrong gradients before the cure and right ones after it."""
-    layers = [module for module in quantised.model.modules() if is_four_bit(module)]
+def test_the_check_sees_a_repacked_layer(quantised: LoadedModel) -> None:
+    """Made to repack on any processor: without the instructions both passes are then wrong alike, with them the
+    backward pass is."""
+    layers: list[Any] = [module for module in quantised.model.modules() if is_four_bit(module)]
     assert len(layers) == 14
-    repacks = layers[0].support_avx512bf16_for_cpu  # False before the first pass where there are no such instructions
-    assert transpose_error(layers[0]) > 0.2 if repacks else transpose_error(layers[0]) < 1e-3
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True
+    assert error_after_a_look(layers[0]) > 0.2
+    assert layers[0].weight.quant_state.packing_format_for_cpu
     keep_order(quantised.model)
-    assert max(transpose_error(layer) for layer in layers) < 1e-3
+    assert max(error_after_a_look(layer) for layer in layers) < 1e-3
 
 
 def test_a_version_in_which_the_cure_does_nothing_is_refused(quantised: LoadedModel) -> None:
@@ -98,8 +102,19 @@ def test_a_version_in_which_the_cure_does_nothing_is_refused(quantised: LoadedMo
         keep_order(quantised.model)
 
 
+def test_no_gradient_at_all_is_a_wrong_one() -> None:
+    """As of a product that has no derivative, which is what a repacked layer may use."""
+
+    class Cut(nn.Linear):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return super().forward(given.detach())
+
+    assert error_after_a_look(Cut(8, 4)) == pytest.approx(1.0)  # its bias lets a gradient through, its input none
+    assert error_after_a_look(Cut(8, 4).requires_grad_(False)) == pytest.approx(1.0)
+
+
 def test_the_check_on_an_ordinary_layer() -> None:
-    assert transpose_error(nn.Linear(8, 4)) < 1e-6
+    assert error_after_a_look(nn.Linear(8, 4)) < 1e-6
 
 
 def test_other_layers_are_left_alone() -> None:
