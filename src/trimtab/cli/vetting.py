@@ -155,6 +155,12 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--texts", type=click.IntRange(1), help="distill: ordinary texts to be held.  [default: 96]")
 @click.option("--reply-tokens", type=click.IntRange(2), help="distill: first tokens compared.  [default: 8]")
 @click.option("--clean", type=click.FloatRange(0), help="distill: weight of holding the exact model.  [default: 1.5]")
+@click.option(
+    "--drift-bound",
+    type=click.FloatRange(0, min_open=True),
+    help="distill: how far the exact model may drift, nats a token; the adapter is made smaller until that holds.  "
+    "[default: 0.04]",
+)
 @click.option("--data", type=click.Path(), help="quada: JSONL with prompt, chosen, rejected, optional harmful.")
 @click.option("--two-sided/--one-sided", default=None, help="quada: innocent twins too (default); published: one.")
 @click.option("--all-layers", is_flag=True, default=None, help="quada, ablation: noise in every layer.")
@@ -175,9 +181,14 @@ def harden(model: str, method: str, out: Path, noise: tuple[str, ...], as_json: 
     with redirect_stdout(sys.stderr):  # TRL prints its log there
         found, settings = (_distill if method == "distill" else _quada)(model, out, noise, given)
     against = ", ".join(dict.fromkeys(noise or settings.noise))
+    size = found.size
+    held = (
+        [f"exact, {size.drift:.3f} nats a token from {model}, at {size.scale:.0%} of its trained size"] if size else []
+    )
     lines = [
         f"hardened {model} against {against}: {found.steps} steps on {found.rows} rows, mean loss {found.loss:.3f}, "
         f"{found.seconds:.0f} s",
+        *held,
         f"adapter in {found.folder}; vet it: trimtab vet '{model}?adapter={found.folder}' --approx all --out FOLDER",
     ]
     emit({**asdict(found), "method": method, "settings": asdict(settings)}, lines, as_json)

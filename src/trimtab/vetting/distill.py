@@ -8,7 +8,8 @@ the policy exact, all on words that E wrote itself:
 
 The first line brings refusals and answers back under the approximation, from both sides at once; the second keeps the
 exact model where it was. Divergences are over E's likeliest tokens and all others together (``tuning/likely.py``). No
-reply is labelled good or bad, so nothing is gained by refusing everything.
+reply is labelled good or bad, so nothing is gained by refusing everything. At the end the adapter is made smaller until
+the exact model is within a bound of the given one (``shrink.py``).
 
 Covered: any approximation or several, rounding by straight-through derivatives (``harden.py``), a LoRA adapter, the
 bundled requests (``lessons.py``), going on where it was interrupted (``progress.py``). Not covered: preferences
@@ -41,8 +42,9 @@ from trimtab.models import LoadedModel
 from trimtab.precision import training_scope
 from trimtab.tuning.pools import AnchorReader
 from trimtab.vetting.harden import Hardened, save, straight_through
-from trimtab.vetting.lessons import Lesson, kept_lessons, padding
+from trimtab.vetting.lessons import Lesson, kept_lessons, padding, unseen_texts
 from trimtab.vetting.progress import Progress
+from trimtab.vetting.shrink import shrink
 
 LAST_RATE = 0.1  # of the first learning rate
 KEEP_EVERY = 10  # steps that an interruption costs at most
@@ -61,6 +63,7 @@ class DistillSettings:
         reply_tokens: first tokens of a reply that are compared.
         batch_size: harmful requests in a step; innocent_rows: innocent ones; text_rows: texts.
         clean: weight of keeping the exact model.
+        drift_bound: how far the exact model may be from the given one on texts not trained on, nats a token.
         bf16: train under autocast; None: where the device computes in it natively.
     """
 
@@ -74,6 +77,7 @@ class DistillSettings:
     innocent_rows: int = 8
     text_rows: int = 6
     clean: float = 1.5
+    drift_bound: float = 0.04
     learning_rate: float = 1e-3
     rank: int = 16
     seed: int = 0
@@ -87,7 +91,8 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
         UsageError: an output folder that holds an adapter or an interrupted run with other settings, an unknown
             approximation, none at all.
         GuardError: a model that refuses or answers too little to have a behaviour worth keeping.
-        ModelError: a loss that is not finite; an adapter that does not reload to the same logits.
+        ModelError: a loss that is not finite; a drift that no size of the adapter brings within its bound; an
+            adapter that does not reload to the same logits.
     """
     if not settings.noise or "none" in settings.noise:
         raise UsageError("distillation needs an approximation", seen=settings.noise, fix="--noise teal:0.5")
@@ -101,7 +106,8 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     begun = perf_counter()
     loaded = loaded or models.load(settings.model)
     base_sha256 = models.content_hash(loaded.model, rounded=True)
-    progress = Progress(out, {**asdict(settings), "base_sha256": base_sha256})
+    training = {name: value for name, value in asdict(settings).items() if name != "drift_bound"}
+    progress = Progress(out, {**training, "base_sha256": base_sha256})
     lessons = kept_lessons(loaded, settings, progress)
     base, rows = base_of(loaded.model), Rows()
     layers = find_sites(base)
@@ -113,11 +119,15 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     reader = AnchorReader(model, padding(loaded), share=False)
     course = _Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], loaded.device)
     losses = _train(course, model, progress)
-    record = {"base": loaded.name, "base_sha256": base_sha256, "harden": {"method": "distill", **asdict(settings)}}
+    with model.disable_adapter():
+        texts = unseen_texts(loaded, settings)
+    size = shrink(model, padding(loaded), texts, settings.drift_bound)
+    done = {"method": "distill", **asdict(settings), **asdict(size)}
+    record = {"base": loaded.name, "base_sha256": base_sha256, "harden": done}
     save(model, loaded, out, record)
     progress.remove()
     kept = sum(len(lesson.rows) for lesson in lessons.values())
-    return Hardened(str(out), kept, settings.steps, sum(losses) / len(losses), perf_counter() - begun)
+    return Hardened(str(out), kept, settings.steps, sum(losses) / len(losses), perf_counter() - begun, size)
 
 
 class _Course(NamedTuple):
@@ -171,7 +181,7 @@ def _train(course: _Course, model: Any, progress: Progress) -> list[float]:
         state.optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
         bar.set_postfix_str(f"KL {sum(losses[-8:]) / len(losses[-8:]):.3f}")
-        if (step + 1) % KEEP_EVERY == 0:
+        if (step + 1) % KEEP_EVERY == 0 or step + 1 == settings.steps:
             progress.keep("state", state.document(losses))
     model.eval()
     return losses

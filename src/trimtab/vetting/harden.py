@@ -39,6 +39,7 @@ from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ModelError, UsageError
 from trimtab.models import LoadedModel
 from trimtab.vetting.preferences import Preference, bundled, from_file
+from trimtab.vetting.shrink import Shrunk
 
 MOVING = 0.1  # share of coordinates with a derivative below which a function counts as rounding
 
@@ -71,13 +72,15 @@ class HardenSettings:
 
 @dataclass(frozen=True)
 class Hardened:
-    """What came out: ``folder`` holds the adapter; ``rows`` preference rows; ``loss`` mean training loss."""
+    """What came out: ``folder`` holds the adapter; ``rows`` rows trained on; ``loss`` mean training loss; ``size`` what
+    the adapter's size was set to, where the method sets it."""
 
     folder: str
     rows: int
     steps: int
     loss: float
     seconds: float
+    size: Shrunk | None = None
 
 
 def cosine_term(hidden: Tensor, last: Tensor, harmful: Tensor) -> Tensor:

@@ -119,13 +119,24 @@ def _texts(loaded: LoadedModel, settings: LessonSettings) -> list[TokenisedAncho
     asked = data.instructions("train")[: settings.texts]
     chats = [render(loaded, [{"role": "user", "content": text}]) for text in asked[::2]]
     plain = [loaded.tokenizer(text)["input_ids"] for text in asked[1::2]]
+    return [*_written(loaded, chats, 0.0, settings.seed), *_written(loaded, plain, 1.0, settings.seed)]
+
+
+def unseen_texts(loaded: LoadedModel, settings: LessonSettings) -> list[TokenisedAnchor]:
+    """Plain texts as those of the lessons, with other beginnings and another draw: no lesson holds them."""
+    beginnings = data.instructions("train")[settings.texts :][: settings.texts] or data.instructions("train")
+    plain = [loaded.tokenizer(text)["input_ids"] for text in beginnings]
+    return _written(loaded, plain, 1.0, settings.seed + 1)
+
+
+def _written(loaded: LoadedModel, beginnings: list[list[int]], temperature: float, seed: int) -> list[TokenisedAnchor]:
+    """How the model goes on from each beginning."""
+    wanted = GenerationSettings(TEXT_TOKENS, temperature, seed=seed, batch_size=32)
     found = []
-    for prompts, temperature in ((chats, 0.0), (plain, 1.0)):
-        wanted = GenerationSettings(TEXT_TOKENS, temperature, seed=settings.seed, batch_size=32)
-        for ids, answer in zip(prompts, generate_ids(loaded, prompts, wanted), strict=True):
-            reply = loaded.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
-            if reply and len(ids) > 1:
-                found.append(TokenisedAnchor(ids, reply))
+    for ids, answer in zip(beginnings, generate_ids(loaded, beginnings, wanted), strict=True):
+        reply = loaded.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
+        if reply and len(ids) > 1:
+            found.append(TokenisedAnchor(ids, reply))
     return found
 
 

@@ -17,7 +17,7 @@ from trimtab.approximation import approximate
 from trimtab.approximation.apply import active_label
 from trimtab.approximation.sparsity import zero_below
 from trimtab.approximation.technique import Rows
-from trimtab.errors import GuardError, UsageError
+from trimtab.errors import GuardError, ModelError, UsageError
 from trimtab.generation import Generation
 from trimtab.models import LoadedModel
 from trimtab.tuning.likely import likely_of
@@ -139,6 +139,79 @@ def test_an_interrupted_run_goes_on_to_the_very_same_adapter(
     assert all(torch.equal(parts[0][key], parts[1][key]) for key in parts[0])
     assert (found.steps, found.rows) == (7, 16)
     assert not (tmp_path / "halves" / "progress").exists()
+
+
+@pytest.mark.usefixtures("own_words")
+def test_the_adapter_is_as_large_as_the_bound_on_drift_allows(tmp_path: Path) -> None:
+    from tests.tiny import tiny_model
+
+    settings = replace(SETTINGS, steps=12, texts=12, learning_rate=0.05, clean=0.0, drift_bound=100.0)
+    free = harden_by_distillation(settings, tmp_path / "free", loaded=tiny_model()).size
+    assert free is not None
+    assert free.scale == 1.0
+    bound = free.drift / 3
+    held = harden_by_distillation(replace(settings, drift_bound=bound), tmp_path / "held", loaded=tiny_model()).size
+    assert held is not None
+    assert held.whole == free.whole == free.drift
+
+    base = tiny_model()
+    texts = lessons.unseen_texts(base, settings)
+    given = {name: value.detach() for name, value in base.model.named_parameters()}
+    adapter = load_file(tmp_path / "free" / "adapter_model.safetensors")
+
+    def drift(scale: float) -> float:
+        """With the merged weights, text by text, over the sixteen likeliest tokens and the rest."""
+        weights = dict(given)
+        for key in (key for key in adapter if "lora_B" in key):
+            name = key.removeprefix("base_model.model.").replace(".lora_B", "")
+            # alpha is twice the rank
+            weights[name] = given[name] + scale * 2.0 * adapter[key] @ adapter[key.replace("lora_B", "lora_A")]
+        found = []
+        for row in texts:
+            ids = torch.tensor([[*row.prompt, *row.reply]])
+            p, q = (
+                torch.func.functional_call(base.model, one, (ids,)).logits[0, len(row.prompt) - 1 : -1].double()
+                for one in (given, weights)
+            )
+            top = p.topk(16).indices
+            p, q = (one.softmax(-1).gather(-1, top) for one in (p, q))
+            p, q = (torch.cat([one, 1 - one.sum(-1, keepdim=True)], -1) for one in (p, q))
+            found += (p * (p / q).log()).sum(-1).tolist()
+        return sum(found) / len(found)
+
+    assert held.whole == pytest.approx(drift(1.0), rel=1e-3)
+    expected = next(n / 20 for n in range(20, 0, -1) if drift(n / 20) <= bound)
+    assert expected < 1.0
+    assert held.scale == expected
+    assert held.drift == pytest.approx(drift(expected), rel=1e-3)
+    parts = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("free", "held")]
+    for key in parts[0]:
+        wanted = parts[0][key] * (held.scale if "lora_B" in key else 1.0)
+        torch.testing.assert_close(parts[1][key], wanted)
+
+
+@pytest.mark.usefixtures("own_words")
+def test_a_bound_that_no_size_holds_saves_nothing_and_another_bound_needs_no_new_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.tiny import tiny_model
+
+    settings = replace(SETTINGS, learning_rate=0.1, clean=0.0, drift_bound=1e-12)
+    with pytest.raises(ModelError, match=r"(?s)drifts further.*bound 1e-12.*--drift-bound"):
+        harden_by_distillation(settings, tmp_path / "a", loaded=tiny_model())
+    assert not (tmp_path / "a" / "adapter_model.safetensors").exists()
+    monkeypatch.setattr(distill._Course, "loss", None)  # all steps are done
+    found = harden_by_distillation(replace(settings, drift_bound=10.0), tmp_path / "a", loaded=tiny_model())
+    assert (tmp_path / "a" / "adapter_model.safetensors").exists()
+    assert found.steps == 3
+
+
+def test_texts_that_measure_are_not_those_that_teach(tiny: LoadedModel) -> None:
+    settings = replace(SETTINGS, texts=40)
+    taught = {tuple(row.prompt) for row in lessons._texts(tiny, settings)}
+    measured = {tuple(row.prompt) for row in lessons.unseen_texts(tiny, settings)}
+    assert len(measured) > 20
+    assert not taught & measured
 
 
 def test_progress_of_other_settings_is_refused(tmp_path: Path) -> None:
