@@ -249,7 +249,24 @@ def _from_pretrained(
             raise ModelError(f"{spec.location} needs its own code to load", seen=reason, fix=fix) from error
         fix = "check the name and the revision, the network, and `huggingface-cli login` for gated models"
         raise ModelError(f"could not load {spec.location}", seen=reason, fix=fix) from error
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # mostly a quantised checkpoint whose kernels are a package of their own
+        reason = str(error).strip().splitlines()[0]
+        fix = "install what it asks for, or load it on a machine that has it"
+        raise ModelError(f"{spec.location} cannot be loaded here", seen=reason, fix=fix) from error
+    _require_known_quantization(model, spec.location)
     return model, tokenizer
+
+
+def _require_known_quantization(model: PreTrainedModel, name: str) -> None:
+    """Transformers only warns of a method that it does not know, and reads packed weights as if they were plain."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings is not None and not getattr(model, "is_quantized", False):
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+        fix = "convert it to a format that Transformers reads, such as compressed-tensors, GPTQ, AWQ or bitsandbytes"
+        raise ModelError(f"{name} is quantised by a method that Transformers does not read", seen=method, fix=fix)
 
 
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

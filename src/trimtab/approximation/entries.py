@@ -75,16 +75,22 @@ class Named:
     """Base of the techniques (frozen dataclasses) whose label shows every parameter: all tokens are treated alike.
 
     ``head`` is the name; a parameter in braces is part of it ("a{bits}" writes a8) and is not written again.
+    ``silent``: values that are not written.
     """
 
     head: ClassVar[str] = ""
+    silent: ClassVar[Mapping[str, object]] = {}
     whole_rows: ClassVar[bool] = False
     layers: LayerRange
 
     @property
     def label(self) -> str:
-        """The string that makes the same technique again, every default written out."""
+        """The string that makes the same technique again, every default written out but the silent ones."""
         own: Any = self
         given = {part.name: getattr(self, part.name) for part in fields(own) if part.name != "layers"}
-        rest = {name: value for name, value in given.items() if f"{{{name}}}" not in self.head}
+        rest = {
+            name: value
+            for name, value in given.items()
+            if f"{{{name}}}" not in self.head and self.silent.get(name) != value
+        }
         return written(self.head.format(**given), rest, self.layers)

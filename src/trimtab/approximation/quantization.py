@@ -4,9 +4,9 @@ Values are rounded and scaled back ("fake quantisation"): what is measured is th
 applied to the input alone: rounding x / s and multiplying by s again equals rounding the smoothed model's input, since
 the weights stay exact; so no weight is touched.
 
-Covered: symmetric per token (A8 ... A2); SmoothQuant (ICML 2023) on the inputs of attention and of the up projection,
-the other inputs unsmoothed, as its code does; OmniQuant's learnable equivalent transformation (ICLR 2024), asymmetric
-per token, query, key and value too; keys and values of the cache, asymmetric for each token and head.
+Covered: symmetric per token (A8 ... A3) on two grids; SmoothQuant (ICML 2023) on the inputs of attention and of the up
+projection, the other inputs unsmoothed, as its code does; OmniQuant's learnable equivalent transformation (ICLR 2024),
+asymmetric per token, query, key and value too; keys and values of the cache, asymmetric for each token and head.
 Not covered: weight quantisation (name a quantised checkpoint as the model), static scales, OmniQuant's query-key and
 value-output smoothing, which its code cannot do under grouped-query attention.
 """
@@ -28,13 +28,26 @@ from trimtab.approximation.technique import Edit, Subject
 LEAST = 1e-5
 FITTING_STEPS, FITTING_RATE, FITTING_TOKENS = 20, 5e-3, 256
 _SMOOTHED: tuple[Site, ...] = ("attn_in", "up")
+_SILENT = {"grid": "even"}
 
 
-def round_symmetric(x: Tensor, bits: int) -> Tensor:
-    """Each token (last dimension) to 2^(bits-1) - 1 steps either side of zero of its largest magnitude."""
+def round_symmetric(x: Tensor, bits: int, grid: str = "even") -> Tensor:
+    """Each token (last dimension) to multiples of a share of its largest magnitude M.
+
+    Args:
+        x: ... x channels.
+        bits: of each value.
+        grid: "even": 2^(bits-1) - 1 steps either side of zero, M the last one, as the code of SmoothQuant. "full":
+            one step more below zero, M half a step beyond the last one above and clipped, as compressed-tensors
+            (llm-compressor, vLLM) and torchao: the same values to the bit as the former.
+    """
     top = 2 ** (bits - 1) - 1
-    step = x.abs().amax(-1, keepdim=True).clamp_min(LEAST) / top
-    rounded: Tensor = torch.round(x / step) * step
+    span = top if grid == "even" else top + 0.5
+    step = x.abs().amax(-1, keepdim=True).clamp_min(LEAST) / span
+    levels = torch.round(x / step)
+    if grid != "even":
+        levels = levels.clamp(-top - 1, top)
+    rounded: Tensor = levels * step
     return rounded
 
 
@@ -86,16 +99,18 @@ class Rounded(Named):
     """Every linear map's input, symmetric per token."""
 
     bits: int
+    grid: str = "even"
     layers: LayerRange = ALL_LAYERS
 
     head = "a{bits}"
+    silent = _SILENT
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
-        return [f"A{self.bits}: inputs of all linear maps, per token, symmetric, weights exact (W16)"]
+        return [f"A{self.bits}: inputs of all linear maps, per token, symmetric, {self.grid} grid, weights exact (W16)"]
 
     def edits(self, subject: Subject) -> list[Edit]:
         return [
-            Edit(layer.index, site, lambda x: round_symmetric(x, self.bits))
+            Edit(layer.index, site, _symmetric(self.bits, self.grid))
             for layer in subject.layers
             if layer.index in self.layers
             for site in INPUT_SITES
@@ -108,12 +123,15 @@ class SmoothQuant(Named):
 
     bits: int
     alpha: float = 0.85
+    grid: str = "even"
     layers: LayerRange = ALL_LAYERS
 
     head = "smoothquant"
+    silent = _SILENT
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
-        return [f"SmoothQuant W16A{self.bits}, alpha {self.alpha:g}; inputs of output and down projections unsmoothed"]
+        what = f"SmoothQuant W16A{self.bits}, alpha {self.alpha:g}, {self.grid} grid"
+        return [f"{what}; inputs of output and down projections unsmoothed"]
 
     def edits(self, subject: Subject) -> list[Edit]:
         calibration = subject.calibration()
@@ -122,7 +140,7 @@ class SmoothQuant(Named):
             if layer.index not in self.layers:
                 continue
             for site in INPUT_SITES:
-                function = _rounding(self.bits, asymmetric=False)
+                function = _symmetric(self.bits, self.grid)
                 if site in _SMOOTHED:
                     largest = calibration.largest[layer.index, site]
                     scale = smoothing_scale(largest, weight_maxima(layer, site), self.alpha)
@@ -155,11 +173,11 @@ class OmniQuant(Named):
             if layer.index not in self.layers:
                 continue
             for site in INPUT_SITES:
-                function = _rounding(self.bits, asymmetric=True)
+                function = _asymmetric(self.bits)
                 if site in _SMOOTHED:
                     function = _smoothed(learnt_scale(layer, site, calibration, self.bits, self.steps), function)
                 found.append(Edit(layer.index, site, function))
-            found += [Edit(layer.index, site, _rounding(self.bits, asymmetric=True)) for site in heads]
+            found += [Edit(layer.index, site, _asymmetric(self.bits)) for site in heads]
         return found
 
 
@@ -178,7 +196,7 @@ class RoundedCache(Named):
     def edits(self, subject: Subject) -> list[Edit]:
         sites: tuple[Site, ...] = ("key", "value")
         return [
-            Edit(layer.index, site, _rounding(self.bits, asymmetric=True))
+            Edit(layer.index, site, _asymmetric(self.bits))
             for layer in subject.layers
             if layer.index in self.layers
             for site in sites
@@ -213,8 +231,12 @@ def learnt_scale(layer: LayerSites, site: Site, calibration: Calibration, bits: 
     return best
 
 
-def _rounding(bits: int, *, asymmetric: bool) -> Callable[[Tensor], Tensor]:
-    return lambda x: round_asymmetric(x, bits) if asymmetric else round_symmetric(x, bits)
+def _symmetric(bits: int, grid: str) -> Callable[[Tensor], Tensor]:
+    return lambda x: round_symmetric(x, bits, grid)
+
+
+def _asymmetric(bits: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: round_asymmetric(x, bits)
 
 
 def _smoothed(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -222,10 +244,17 @@ def _smoothed(scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Callable[[
 
 
 _BITS = Parameter(kind=int, low=2, high=16, required=True)
+_GRID = Parameter(kind=str, default="even", choices=("even", "full"))
 ENTRIES = {
-    **{f"a{bits}": Entry(Rounded, {"layers": LAYERS}, {"bits": bits}) for bits in (8, 6, 5, 4, 3)},
+    **{f"a{bits}": Entry(Rounded, {"grid": _GRID, "layers": LAYERS}, {"bits": bits}) for bits in (8, 6, 5, 4, 3)},
     "smoothquant": Entry(
-        SmoothQuant, {"bits": _BITS, "alpha": Parameter(kind=float, default=0.85, low=0.0, high=1.0), "layers": LAYERS}
+        SmoothQuant,
+        {
+            "bits": _BITS,
+            "alpha": Parameter(kind=float, default=0.85, low=0.0, high=1.0),
+            "grid": _GRID,
+            "layers": LAYERS,
+        },
     ),
     "omniquant": Entry(
         OmniQuant,
