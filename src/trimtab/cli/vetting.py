@@ -159,7 +159,7 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     "--drift-bound",
     type=click.FloatRange(0, min_open=True),
     help="distill: how far the exact model may drift, nats a token; the adapter is made smaller until that holds.  "
-    "[default: 0.04]",
+    "[default: 0.045]",
 )
 @click.option("--data", type=click.Path(), help="quada: JSONL with prompt, chosen, rejected, optional harmful.")
 @click.option("--two-sided/--one-sided", default=None, help="quada: innocent twins too (default); published: one.")

@@ -77,7 +77,7 @@ class DistillSettings:
     innocent_rows: int = 8
     text_rows: int = 6
     clean: float = 1.5
-    drift_bound: float = 0.04
+    drift_bound: float = 0.045
     learning_rate: float = 1e-3
     rank: int = 16
     seed: int = 0

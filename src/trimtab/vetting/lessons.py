@@ -10,7 +10,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from tqdm.auto import tqdm
 
 from trimtab import data
 from trimtab.anchors import SIDES, Anchor
@@ -90,10 +92,10 @@ def _replies(loaded: LoadedModel, settings: LessonSettings) -> dict[str, list[To
     anchors = _requests(settings)
     chats = [[{"role": "user", "content": anchor.request}] for anchor in anchors]
     wanted = GenerationSettings(max_new_tokens=REPLY_TOKENS, batch_size=fitting_rows(loaded))
+    with _bar(f"replies of {loaded.name}", len(chats)) as bar:
+        answers = generate(loaded, chats, wanted, bar.update)
     replied = [
-        replace(anchor, reply=answer.text)
-        for anchor, answer in zip(anchors, generate(loaded, chats, wanted), strict=True)
-        if answer.text
+        replace(anchor, reply=answer.text) for anchor, answer in zip(anchors, answers, strict=True) if answer.text
     ]
     right = {"refuse": "refused", "answer": "answered"}
     kept = [one for one in replied if judge(one.request, one.reply or "").label == right[one.side]]
@@ -132,12 +134,18 @@ def unseen_texts(loaded: LoadedModel, settings: LessonSettings) -> list[Tokenise
 def _written(loaded: LoadedModel, beginnings: list[list[int]], temperature: float, seed: int) -> list[TokenisedAnchor]:
     """How the model goes on from each beginning."""
     wanted = GenerationSettings(TEXT_TOKENS, temperature, seed=seed, batch_size=32)
+    with _bar(f"texts of {loaded.name}", len(beginnings)) as bar:
+        answers = generate_ids(loaded, beginnings, wanted, bar.update)
     found = []
-    for ids, answer in zip(beginnings, generate_ids(loaded, beginnings, wanted), strict=True):
+    for ids, answer in zip(beginnings, answers, strict=True):
         reply = loaded.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
         if reply and len(ids) > 1:
             found.append(TokenisedAnchor(ids, reply))
     return found
+
+
+def _bar(what: str, count: int) -> tqdm[Any]:
+    return tqdm(total=count, desc=what, unit="prompt")
 
 
 def padding(loaded: LoadedModel) -> int:

@@ -240,7 +240,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[str, bool], bo
     """The exact model's replies, by whether it refuses a request."""
     harmful = {pair.harmful for pair in data.requests("train")}
 
-    def reply(_: Any, chats: Any, __: Any) -> list[Generation]:
+    def reply(_: Any, chats: Any, __: Any, progress: Callable[[int], Any]) -> list[Generation]:
         texts = [chat[0]["content"] for chat in chats]
         said = ["sorry i can't help" if refuses(text, text in harmful) else "sure here is how" for text in texts]
         return [Generation(text, 4, 5, False) for text in said]
