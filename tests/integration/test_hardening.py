@@ -40,4 +40,4 @@ def test_a_short_hardening_ends_within_its_bound_and_can_be_measured(tmp_path: P
         f"eval demo?adapter={out}&approx=a6 --axis compliance?limit=2 --max-new-tokens 4 --out {measured}"
     )
     assert code == 0, errors
-    assert json.loads((measured / "results.json").read_text())["axes"]
+    assert json.loads((measured / "results.json").read_text())["results"]
