@@ -249,11 +249,8 @@ def _from_pretrained(
             raise ModelError(f"{spec.location} needs its own code to load", seen=reason, fix=fix) from error
         fix = "check the name and the revision, the network, and `huggingface-cli login` for gated models"
         raise ModelError(f"could not load {spec.location}", seen=reason, fix=fix) from error
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # mostly a quantised checkpoint whose kernels are a package of their own
-        reason = str(error).strip().splitlines()[0]
+    except (ImportError, RuntimeError) as error:  # mostly kernels of a quantised checkpoint that are a package apart
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "install what it asks for, or load it on a machine that has it"
         raise ModelError(f"{spec.location} cannot be loaded here", seen=reason, fix=fix) from error
     _require_known_quantization(model, spec.location)

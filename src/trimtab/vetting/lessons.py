@@ -125,7 +125,11 @@ def _texts(loaded: LoadedModel, settings: LessonSettings) -> list[TokenisedAncho
 
 
 def unseen_texts(loaded: LoadedModel, settings: LessonSettings) -> list[TokenisedAnchor]:
-    """Plain texts as those of the lessons, with other beginnings and another draw: no lesson holds them."""
+    """Plain texts as those of the lessons, of another draw: no lesson holds them.
+
+    Their beginnings are instructions that begin no text of the lessons, though some are requests there; where the
+    lessons' texts take all instructions, the draw alone is new.
+    """
     beginnings = data.instructions("train")[settings.texts :][: settings.texts] or data.instructions("train")
     plain = [loaded.tokenizer(text)["input_ids"] for text in beginnings]
     return _written(loaded, plain, 1.0, settings.seed + 1)

@@ -50,8 +50,11 @@ def shrink(model: Any, pad: int, texts: Sequence[TokenisedAnchor], bound: float)
         bound: of the mean divergence from the model without its adapter, nats a token.
 
     Raises:
-        ModelError: where no size is within it.
+        ModelError: where no size is within it, or there is no text to measure it on.
     """
+    if not texts:
+        fix = "train again with more --texts"
+        raise ModelError("the given model wrote no text on which a drift could be measured", fix=fix)
     reader = AnchorReader(model, pad, share=False)
     with model.disable_adapter():
         given = reader.likely(texts)

@@ -22,7 +22,7 @@ from trimtab.generation import Generation
 from trimtab.models import LoadedModel
 from trimtab.tuning.likely import likely_of
 from trimtab.tuning.pools import AnchorReader, TokenisedAnchor
-from trimtab.vetting import distill, lessons
+from trimtab.vetting import distill, lessons, shrink
 from trimtab.vetting.distill import DistillSettings, harden_by_distillation
 from trimtab.vetting.progress import Progress
 
@@ -204,6 +204,11 @@ def test_a_bound_that_no_size_holds_saves_nothing_and_another_bound_needs_no_new
     found = harden_by_distillation(replace(settings, drift_bound=10.0), tmp_path / "a", loaded=tiny_model())
     assert (tmp_path / "a" / "adapter_model.safetensors").exists()
     assert found.steps == 3
+
+
+def test_a_model_that_writes_nothing_cannot_be_measured(tiny: LoadedModel) -> None:
+    with pytest.raises(ModelError, match=r"(?s)no text.*more --texts"):
+        shrink.shrink(tiny.model, 0, [], 0.045)
 
 
 def test_texts_that_measure_are_not_those_that_teach(tiny: LoadedModel) -> None:
