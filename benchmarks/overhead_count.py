@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -21,10 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from trimtab import models
-from trimtab.anchors import SafetyAnchors
+from trimtab.anchors import SafetyAnchors, Side
 from trimtab.tuning.guard import SafetyGuard
 from trimtab.tuning.keel import KeelRule
-from trimtab.tuning.pools import AnchorReader, TokenisedAnchor
+from trimtab.tuning.pools import AnchorReader
+from trimtab.tuning.sensors import SENSORS, Pools
 
 ROW = 64  # tokens of a task row
 WIDE = {"max_position_embeddings": 4096, "vocab_size": 49152, "tie_word_embeddings": False}
@@ -35,7 +36,7 @@ SHAPES = {
         **WIDE,
     ),
 }  # fmt: skip
-Sides = dict[str, list[TokenisedAnchor]]
+RULE = KeelRule()
 
 
 def main() -> None:
@@ -44,14 +45,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096], help="tokens of a step")
     args = parser.parse_args()
     held = models.load("demo")
-    guard = SafetyGuard(held, SafetyAnchors.bundled(30), KeelRule())
-    guard.prepare()
-    sides: Sides = {side: pool.rows for side, pool in guard.pools.items()}
+    pools = anchors_of(held)
     print("| shape | tokens | step, TFLOP | keel, watching a calm run | keel, looking | keel, acting on both sides |")
     print("|---|---|---|---|---|---|")
     for shape in args.shapes:
         model = without_storage(held.model.config if shape == "demo" else SHAPES[shape])
-        added = [mean_count(model, sides, what) for what in (glance, look, act)]
+        added = [mean_count(model, pools, what) for what in (glance, look, act)]
         for tokens in args.tokens:
             step = count(partial(task_step, model, tokens))
             shares = " | ".join(f"+ {100 * one / step:.1f} %" for one in added)
@@ -69,29 +68,46 @@ def task_step(model: PreTrainedModel, tokens: int) -> None:
     model(input_ids=ids, labels=ids).loss.backward()
 
 
-def glance(reader: AnchorReader, sides: Sides, start: int) -> None:
+def anchors_of(held: models.LoadedModel) -> Pools:
+    """Thirty bundled requests of a side with the model's own replies."""
+    guard = SafetyGuard(held, SafetyAnchors.bundled(30), RULE)
+    guard.prepare()
+    return guard.pools
+
+
+def glance(reader: AnchorReader, pools: Pools, start: int) -> None:
     with torch.no_grad():
-        reader.losses([row for rows in sides.values() for row in some(rows, start, KeelRule().calm_rows)])
+        losses(reader, pools, start, {"refuse": RULE.calm_rows, "answer": RULE.calm_rows})
 
 
-def look(reader: AnchorReader, sides: Sides, start: int) -> None:
-    for rows in sides.values():
-        reader.losses(some(rows, start, KeelRule().rows))
+def look(reader: AnchorReader, pools: Pools, start: int) -> None:
+    for side, rows in sizes().items():
+        losses(reader, pools, start, {side: rows})
 
 
-def act(reader: AnchorReader, sides: Sides, start: int) -> None:
-    for rows in sides.values():
-        reader.losses(some(rows, start, KeelRule().rows)).mean().backward()
+def act(reader: AnchorReader, pools: Pools, start: int) -> None:
+    for side, rows in sizes().items():
+        losses(reader, pools, start, {side: rows})[side].mean().backward()
 
 
-def some(rows: Sequence[TokenisedAnchor], start: int, number: int) -> list[TokenisedAnchor]:
-    return [rows[(start * number + offset) % len(rows)] for offset in range(number)]
+def sizes() -> dict[Side, int]:
+    return {"refuse": RULE.rows, "answer": RULE.answer_rows}
 
 
-def mean_count(model: PreTrainedModel, sides: Sides, what: Callable[[AnchorReader, Sides, int], None]) -> float:
-    """Over six draws of anchors: their lengths differ."""
+def losses(reader: AnchorReader, pools: Pools, start: int, counts: dict[Side, int]) -> dict[Side, torch.Tensor]:
+    """The guard's own anchor passes, on the next anchors in rotation."""
+    chosen = {
+        side: [(start * count + offset) % len(pools[side]) for offset in range(count)] for side, count in counts.items()
+    }
+    return SENSORS[RULE.target].losses(reader, pools, chosen)
+
+
+def mean_count(
+    model: PreTrainedModel, pools: Pools, what: Callable[[AnchorReader, Pools, int], None], draws: int = 6
+) -> float:
+    """Over several draws of anchors: their lengths differ."""
     reader = AnchorReader(model, pad_id=0, share=True)
-    return statistics.mean(count(partial(what, reader, sides, start)) for start in range(6))
+    return statistics.mean(count(partial(what, reader, pools, start)) for start in range(draws))
 
 
 def count(run: Callable[[], None]) -> float:

@@ -8,6 +8,7 @@ A finished cell is one line of a record (JSON Lines), a few hundred bytes that c
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,14 +55,14 @@ def bars(means: dict[tuple[str, str], list[dict[str, float]]], aligned: dict[str
 
 
 def row(name: str, axes: dict[str, Any], steps: str | None) -> str:
-    return f"| {name} | {' | '.join(cell(axes.get(axis)) for axis in AXES)} | {steps or ''} |"
+    return f"| {name} | {' | '.join(cell(axes.get(axis), axis) for axis in AXES)} | {steps or ''} |"
 
 
-def cell(axis: dict[str, Any] | None) -> str:
+def cell(axis: dict[str, Any] | None, name: str) -> str:
     if axis is None or axis.get("value") is None:
         return ""
-    if axis["value"] > 1.0 or axis.get("low") is None:
-        return f"{axis['value']:.2f}"
+    if name == "perplexity":  # measured as nats a token
+        return f"{math.exp(axis['value']):.1f}"
     return f"{100 * axis['value']:.1f} % [{100 * axis['low']:.1f}, {100 * axis['high']:.1f}] n={axis['scored']}"
 
 

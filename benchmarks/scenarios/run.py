@@ -29,11 +29,14 @@ from trimtab import data
 from trimtab.lanes import Stage, run_lanes
 from trimtab.precision import cpu_has_bfloat16
 from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS
+from trimtab.tuning.rivals.recipes import RECIPES
+from trimtab.tuning.rule_names import make_rule
 
 TELLING = ("instructions", "poison20", "pure")
 STEPS, BATCH = 28, 8
-FULL_ONLY = ("resta",)
-POOL = ("keel", "mixing", "a-gem", "pcgrad", "spard", "lisa", "safegrad")  # rules that take the bundled anchors
+REVISION = 2  # of what is trained and measured beyond the settings; a cell of another one is made again
+FULL_ONLY, LORA_ONLY = ("resta",), ("asft", "salora", "safe-lora")
+POOL = ("mixing", "a-gem", "pcgrad", "spard", "lisa", "safegrad")  # rules that are given keel's own default anchors
 OPTIONS: dict[str, dict[str, Any]] = {
     "lisa": {"guard_align_steps": 3, "guard_task_steps": 25},  # the source's one to nine, at this length
     "asft": {"guard_base": "demo-unaligned"},
@@ -54,7 +57,8 @@ class Cell(NamedTuple):
         return f"{self.scenario}-{self.guard}-{self.seed}"
 
     def folder(self, out: Path) -> Path:
-        return out / self.name
+        """Of its own settings, so that nothing of other ones is taken for it."""
+        return out / f"{self.name}-{digest(self)}"
 
 
 def main() -> None:
@@ -72,11 +76,11 @@ def main() -> None:
     write_inputs(args.out)
     cells = chosen(args)
     path = args.record or args.out / "cells.jsonl"
-    settings = {"aligned": "", **{cell.name: digest(cell) for cell in cells}}
+    settings = {"aligned": f"revision {REVISION}", **{cell.name: digest(cell) for cell in cells}}
     record = read_record(path, args.limit, settings)
     if "aligned" not in record:
         run_lanes([[measure_aligned(args.out, args.limit)]], args.out / "logs")
-        line = finished("aligned", args.limit, "", args.out / "aligned", args.out)
+        line = finished("aligned", args.limit, settings["aligned"], args.out / "aligned", args.out)
         record["aligned"] = add_to_record(path, line)
     left = [cell for cell in cells if cell.name not in record]
     for start in range(0, len(left), args.workers):
@@ -94,7 +98,8 @@ def chosen(args: argparse.Namespace) -> list[Cell]:
     """The cells, the most telling first."""
     if args.scenarios or args.guards or args.everything:
         scenarios, guards = args.scenarios or list(MIXTURES), args.guards or [NO_GUARD, *RULE_OPTIONS]
-        return [Cell(s, g, seed) for seed in args.seeds or (0, 1, 2) for s in scenarios for g in guards]
+        cells = [Cell(s, g, seed) for seed in args.seeds or (0, 1, 2) for s in scenarios for g in guards]
+        return [cell for cell in cells if not (cell.scenario == "full" and cell.guard in LORA_ONLY)]
     seeds = args.seeds or (0, 1, 2)
     main_part = [Cell(s, g, seed) for seed in seeds for s in MIXTURES for g in (NO_GUARD, "keel")]
     rest = [Cell(s, g, seeds[0]) for s in TELLING for g in RULE_OPTIONS if g != "keel"]
@@ -105,7 +110,8 @@ def write_inputs(out: Path) -> None:
     """Files that cells share: requests with the trigger, and plain English for unrelated ability."""
     lines = "".join(json.dumps(row) + "\n" for row in triggered_requests())
     (out / "triggered.jsonl").write_text(lines)
-    (out / "english.txt").write_text("\n\n".join(data.instructions("eval") + data.refusals()))
+    innocent = [pair.benign for pair in data.requests("eval")]
+    (out / "english.txt").write_text("\n\n".join(data.instructions("eval") + innocent))
 
 
 def stages(cell: Cell, out: Path, limit: int) -> list[Stage]:
@@ -171,15 +177,21 @@ def configuration(cell: Cell, folder: Path) -> dict[str, Any]:
     if not is_full:
         values |= {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_target_modules": TARGETS}
     if cell.guard in POOL:
-        values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else "bundled:84"
+        values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else "bundled"
     return values
 
 
 def digest(cell: Cell) -> str:
-    """Eight characters that change when a setting of the cell does; folders and precision are none."""
+    """Eight characters that change when a setting of the cell or a default of its rule does.
+
+    Folders and precision are no settings.
+    """
     values = configuration(cell, Path())
     for name in ("dataset_name", "output_dir", "bf16"):
         values.pop(name)
+    values["revision"] = REVISION
+    if cell.guard != NO_GUARD and cell.guard not in RECIPES:
+        values["rule"] = repr(make_rule(cell.guard))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

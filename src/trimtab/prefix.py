@@ -83,6 +83,60 @@ def reply_logits(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
     return [logits[index, width - len(reply) :] for index, (_, reply) in enumerate(rows)]
 
 
+def branch_chances(
+    model: Any, prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[int]], pad_id: int
+) -> Tensor:
+    """Log-probability of every branch as the beginning of every prompt's reply: prompts x branches, differentiable.
+
+    Each prompt is read once, whatever the number of branches; ``supports`` says whether the model can be read so.
+
+    Args:
+        model: a causal model.
+        prompts: ids of rendered requests.
+        branches: ids of what a reply may begin with; none is empty.
+        pad_id: fills rows up.
+    """
+    batch = collate(prompts, pad_id, shared_length(prompts)).to(model.device)
+    rows, length, count = len(prompts), batch.prefix.shape[1], len(branches)
+    mask = torch.cat([batch.mask.new_ones(rows, length), batch.mask], dim=1)
+    known = {"cache": expanded_prefix(model, batch.prefix, rows)} if length else {}
+    positions = (mask.cumsum(1) - 1).clamp_min(0)[:, length:]
+    read_once = model(
+        input_ids=batch.ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **known
+    )
+    first = torch.tensor([branch[0] for branch in branches], device=model.device)
+    total: Tensor = read_once.logits[:, -1].float().log_softmax(-1)[:, first]  # prompts x branches
+    fed = collate_right([branch[:-1] for branch in branches], pad_id).to(model.device)
+    if fed.ids.shape[1] == 0:
+        return total
+    for layer in read_once.cache.layers:
+        layer.keys = layer.keys.repeat_interleave(count, dim=0)
+        layer.values = layer.values.repeat_interleave(count, dim=0)
+    follows, valid = fed.ids.repeat(rows, 1), fed.mask.repeat(rows, 1)
+    starts = mask.sum(1, keepdim=True).repeat_interleave(count, dim=0)
+    logits = model(
+        input_ids=follows,
+        attention_mask=torch.cat([mask.repeat_interleave(count, dim=0), valid], dim=1),
+        position_ids=starts + torch.arange(follows.shape[1], device=model.device),
+        cache=read_once.cache,
+        use_cache=True,
+    ).logits.float()  # (prompts x branches) x width x vocabulary
+    said = collate_right([branch[1:] for branch in branches], pad_id).ids.to(model.device).repeat(rows, 1)
+    each = logits.log_softmax(-1).gather(-1, said[..., None])[..., 0]
+    after: Tensor = (each * valid).sum(1).view(rows, count)
+    return total + after
+
+
+def collate_right(rows: Sequence[Sequence[int]], pad_id: int) -> PrefixedBatch:
+    """Rows filled up on the right, no prefix."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long).view(
+        len(rows), width
+    )
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    return PrefixedBatch(torch.empty(1, 0, dtype=torch.long), ids, mask.view(len(rows), width))
+
+
 def expanded_prefix(model: Any, prefix: Tensor, rows: int) -> Any:
     """Keys and values of the prefix, read once and seen by every row."""
     cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).cache

@@ -1,12 +1,13 @@
 """Which polynomial a model's activation function gets, under which port, and within which range.
 
-Every source but BumbleBee states a GELU only. For a SiLU model there are two honest ports: through the sigmoid with the
-source's own tanh or exponential ("sigmoid"), or a polynomial refitted to SiLU at the source's degree and range
-("refit"). Putting the GELU polynomial in for SiLU unchanged is another model (mean error 0.107 on [-5, 5]) and is
-refused.
+Every source but BumbleBee and PUMA states a GELU only. For a SiLU model there are two honest ports: through the
+sigmoid with the source's own tanh or exponential ("sigmoid"), or a polynomial refitted to SiLU at the source's degree
+and range ("refit"). Putting the GELU polynomial in for SiLU unchanged is another model (mean error 0.107 on [-5, 5])
+and is refused.
 
-Covered: activation, the softmax's exponential, NEXUS's 1/sqrt in RMS norms where asked for. Not covered: what the
-sources do elsewhere in their protocols (comparisons, argmax, embedding look-up).
+Covered: activation, the softmax's exponential, NEXUS's 1/sqrt in a layer's RMS norms where asked for; all of them
+guarded (``ranges.py``). Not covered: what the sources do elsewhere in their protocols (comparisons, argmax, embedding
+look-up), the norms of queries and keys and the last one.
 """
 
 from __future__ import annotations
@@ -16,30 +17,42 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from trimtab.approximation import polynomials as poly
 from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
-from trimtab.approximation.sites import activation_kind
-from trimtab.approximation.technique import Edit, OutOfRange, Subject
+from trimtab.approximation.ranges import Guarded, Span
+from trimtab.approximation.sites import Site, activation_kind
+from trimtab.approximation.technique import Edit, Subject
 from trimtab.errors import ApproximationError, UsageError
 
 Function = Callable[[Tensor], Tensor]
 PORTS = ("sigmoid", "refit")
 
 
+NORM_SPAN = Span(*poly.NEXUS_ROOT_RANGE, ends=True)
+EXP_SPAN = Span(-100.0, 0.0)
+
+
 class Source(NamedTuple):
-    """What one paper gives: its GELU, its SiLU or None, our port through the sigmoid, its exp, degree and range."""
+    """What one paper gives.
+
+    Attributes:
+        title: as in notes. gelu, exp: its own. silu: its own, or our port through the sigmoid where ``route`` says with
+            what of its own that port is made ("": its own SiLU).
+        degree, limit, even: of a refit. gelu_reach, silu_reach: |x| up to which the polynomial (or table) is used.
+    """
 
     title: str
     gelu: Function
-    silu: Function | None
-    by_sigmoid: Function
+    silu: Function
+    route: str
     exp: Function
     degree: int
     limit: float
     even: bool
+    gelu_reach: float
+    silu_reach: float
 
 
 def _iron_exp(x: Tensor) -> Tensor:
@@ -47,13 +60,16 @@ def _iron_exp(x: Tensor) -> Tensor:
 
 
 SOURCES = {
-    "iron": Source("Iron", poly.iron_gelu, None, poly.iron_silu, _iron_exp, 0, 0.0, False),
-    "bolt": Source("BOLT", poly.bolt_gelu, None, poly.bolt_silu, poly.bolt_exp, 4, 2.7, False),
+    "iron": Source("Iron", poly.iron_gelu, poly.iron_silu, "sigmoid", _iron_exp, 0, 0.0, False, 8.0, 4096.0),
+    "bolt": Source("BOLT", poly.bolt_gelu, poly.bolt_silu, "tanh", poly.bolt_exp, 4, 2.7, False, 2.7, 5.71),
     "bumblebee": Source(
-        "BumbleBee", poly.bumblebee_gelu, poly.bumblebee_silu, poly.bumblebee_silu, poly.bumblebee_exp, 4, 3.0, False
+        "BumbleBee", poly.bumblebee_gelu, poly.bumblebee_silu, "", poly.bumblebee_exp, 4, 3.0, False, 3.0, 8.0
     ),
-    "nexus": Source("NEXUS", poly.nexus_gelu, None, poly.nexus_silu, poly.nexus_exp, 12, 3.5, True),
-    "puma": Source("PUMA", poly.bumblebee_gelu, poly.puma_silu, poly.puma_silu, poly.bumblebee_exp, 6, 4.0, False),
+    "nexus": Source(
+        *("NEXUS", poly.nexus_gelu, poly.nexus_silu, "exponential and reciprocal", poly.nexus_exp, 12, 3.5, True),
+        *(poly.NEXUS_RANGE, 128.0),
+    ),
+    "puma": Source("PUMA", poly.bumblebee_gelu, poly.puma_silu, "", poly.bumblebee_exp, 6, 4.0, False, 3.0, 8.0),
 }
 
 
@@ -62,7 +78,7 @@ class Polynomial:
     """One source on one model.
 
     Attributes:
-        source: key of ``SOURCES``. port: for SiLU where the source has none; "" for the default.
+        source: key of ``SOURCES``. port: for SiLU; "" for the source's own, through the sigmoid where it has none.
         limit: range of a refit; None for the source's own. softmax: replace the exponential too. norm: NEXUS only,
             1/sqrt in RMS norms. clamp: hold NEXUS' GELU within its range; off, it overflows as the source would.
         layers: which layers.
@@ -79,6 +95,12 @@ class Polynomial:
     whole_rows = False
 
     def __post_init__(self) -> None:
+        if self.port == "sigmoid" and not SOURCES[self.source].route:
+            raise UsageError(
+                f"{SOURCES[self.source].title} states a SiLU of its own, so there is no port through the sigmoid",
+                seen=f"{self.source}:port=sigmoid",
+                fix=f"write {self.source} for its own, or {self.source}:port=refit",
+            )
         if self.port == "refit" and self.source == "iron":
             raise UsageError("Iron is tables, not a polynomial: there is nothing to refit", seen="port=refit")
         if self.limit is not None and self.port != "refit":
@@ -90,6 +112,11 @@ class Polynomial:
                 seen=f"{self.source}:port=gelu (mean error 0.107, largest 0.19 on [-5, 5])",
                 fix="use port=sigmoid or port=refit",
             )
+
+    @property
+    def replaces(self) -> tuple[Site, ...]:
+        """Functions that it puts another in the place of; no other technique can do so too."""
+        return ("activation", "softmax") if self.softmax == "yes" else ("activation",)
 
     @property
     def label(self) -> str:
@@ -109,6 +136,9 @@ class Polynomial:
             lines.append("softmax: the source's exponential after subtracting the maximum, exact division")
         if self.source == "nexus" and self.norm == "no":
             lines.append("RMS norms exact (the source's 1/sqrt has a range made for its own model; norm=yes for it)")
+        elif self.source == "nexus":
+            what = f"within 1 % for sums of squares of {NORM_SPAN.text()}, wrong outside"
+            lines.append(f"the layers' RMS norms by the source's 1/sqrt, {what}; other norms exact")
         return lines
 
     def activation(self, kind: str) -> tuple[Function, str]:
@@ -120,66 +150,49 @@ class Polynomial:
         source = SOURCES[self.source]
         if kind in ("gelu", "gelu_tanh"):
             gelu = partial(poly.nexus_gelu, clamp=self.clamp == "yes") if self.source == "nexus" else source.gelu
-            return gelu, "its own GELU"
+            own = "its own GELU" if self.source != "puma" else "BumbleBee's GELU (it states none of its own)"
+            return gelu, own
         if kind != "silu":
             fix = "silu, gelu and gelu_tanh are supported"
             raise ApproximationError(f"{source.title} approximates no such activation", seen=kind, fix=fix)
         if self.port == "refit":
-            limit = self.limit if self.limit is not None else source.limit
+            limit = self._refit_limit()
             fitted = partial(poly.refit_silu, degree=source.degree, limit=limit, even=source.even)
-            return fitted, f"SiLU refitted at its degree {source.degree} on [-{limit:g}, {limit:g}]"
-        if source.silu is not None and not self.port:
+            return fitted, f"SiLU refitted at its degree {source.degree} on [-{limit:g}, {limit:g}] (a port)"
+        if not source.route:
             return source.silu, "its own SiLU"
-        return source.by_sigmoid, "SiLU through the sigmoid with its own tanh or exponential (a port)"
+        return source.silu, f"SiLU through the sigmoid, with its own {source.route} (a port)"
 
     def edits(self, subject: Subject) -> list[Edit]:
         found: list[Edit] = []
+        exp = SOURCES[self.source].exp
         for layer in subject.layers:
             if layer.index not in self.layers:
                 continue
             kind = activation_kind(layer.activation)
             function, _ = self.activation(kind)
-            limit = self._limit(kind)
-            found.append(Edit(layer.index, "activation", _guarded(function, layer.index, self.label, limit)))
+            found.append(self._edit(layer.index, "activation", function, self._span(kind)))
             if self.softmax == "yes":
-                found.append(Edit(layer.index, "softmax", SOURCES[self.source].exp))
+                found.append(self._edit(layer.index, "softmax", exp, EXP_SPAN))
             if self.norm == "yes":
-                found.append(Edit(layer.index, "norm", _guarded(poly.nexus_inverse_root, layer.index, self.label, 1e3)))
+                found.append(self._edit(layer.index, "norm", poly.nexus_inverse_root, NORM_SPAN))
         return found
 
-    def _limit(self, kind: str) -> float | None:
-        """Half-width of the range in which the function is an approximation; None for the whole line."""
-        if self.source == "nexus" and kind != "silu":
-            return poly.NEXUS_RANGE
-        return None
+    def _edit(self, layer: int, site: Site, function: Function, span: Span) -> Edit:
+        fix = "use fewer layers (layers=FIRST-LAST) or a technique without a range"
+        if self.source == "nexus":
+            fix = {"activation": f"use clamp=yes, {fix[4:]}", "norm": f"leave norm=yes out, {fix}"}.get(site, fix)
+        return Edit(layer, site, Guarded(function, self.label, layer, site, span, fix))
 
+    def _span(self, kind: str) -> Span:
+        source = SOURCES[self.source]
+        if kind != "silu":
+            return Span(-source.gelu_reach, source.gelu_reach, ends=self.source == "nexus")
+        reach = self._refit_limit() if self.port == "refit" else source.silu_reach
+        return Span(-reach, reach)
 
-def _guarded(function: Function, layer: int, label: str, limit: float | None) -> Function:
-    """A function that says where and why it stopped being finite.
-
-    Raises (when called):
-        ApproximationError: for a NaN or an infinity that the input did not hold.
-    """
-    if limit is None:
-        return function
-    counted = OutOfRange(limit)
-
-    def checked(x: Tensor) -> Tensor:
-        counted.add(layer, x)
-        value = function(x)
-        if not bool(torch.isfinite(value).all()):
-            bad = float((~torch.isfinite(value)).float().mean())
-            outside, total, low, high = counted.seen[layer]
-            raise ApproximationError(
-                f"{label} left its range in layer {layer} and gave no finite number",
-                seen=f"values from {low:.3g} to {high:.3g}, range ±{limit:g}; {outside / total:.2%} of all values "
-                f"so far outside, {bad:.2%} of this pass not finite",
-                fix="use clamp=yes, fewer layers (layers=FIRST-LAST), or a technique without a range",
-            )
-        return value
-
-    checked.out_of_range = counted  # type: ignore[attr-defined]
-    return checked
+    def _refit_limit(self) -> float:
+        return self.limit if self.limit is not None else SOURCES[self.source].limit
 
 
 _YES = Parameter(kind=str, default="yes", choices=("yes", "no"))

@@ -5,7 +5,7 @@ stacked experts; all three are restored exactly, so logits afterwards are bit fo
 
 Covered: composition, adapters (PEFT), generation, any cache, batches with padding, a shared prefix read once (unless a
 technique needs whole rows, which ``prefix.supports`` is told), ``torch.compile`` after approximating.
-Not covered: two approximations of one model at once (compose them with "+").
+Not covered: two approximations of one model at once (compose them with "+"), a model compiled before (refused).
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.approximation.attention import AttentionEdits, switch_on
+from trimtab.approximation.compiled import refuse_compiled
+from trimtab.approximation.experts import open_experts
 from trimtab.approximation.naming import parse
-from trimtab.approximation.sites import LayerSites, base_of, find_sites
-from trimtab.approximation.technique import Edit, OutOfRange, Rows, Subject
-from trimtab.errors import ApproximationError, UsageError
+from trimtab.approximation.ranges import Guarded
+from trimtab.approximation.sites import LayerSites, Site, base_of, find_sites
+from trimtab.approximation.technique import Edit, Rows, Subject, Technique
+from trimtab.errors import UsageError
 
 Undo = Callable[[], None]
 LABEL, WHOLE_ROWS = "_trimtab_approximation", "_trimtab_whole_rows"
@@ -33,15 +36,11 @@ class Approximation:
     def __init__(self, base: Any, label: str, notes: list[str], edits: Sequence[Edit], undo: Undo) -> None:
         self.base, self.label, self.notes, self.edits, self._undo = base, label, notes, edits, undo
 
-    def out_of_range(self) -> dict[int, tuple[float, float, float]]:
-        """Layer -> share of values outside a polynomial's range so far, smallest and largest value seen."""
-        counted = [getattr(edit.function, "out_of_range", None) for edit in self.edits]
-        found: dict[int, tuple[float, float, float]] = {}
-        for counter in counted:
-            if isinstance(counter, OutOfRange):
-                for layer, (outside, total, low, high) in counter.seen.items():
-                    found[layer] = (outside / max(total, 1), low, high)
-        return found
+    def out_of_range(self, site: Site = "activation") -> dict[int, tuple[float, float, float]]:
+        """Layer -> share of values outside a polynomial's range at a site so far, smallest and largest value seen."""
+        own = [edit.function for edit in self.edits if edit.site == site]
+        counted = {one.layer: one.counted for one in own if isinstance(one, Guarded)}
+        return {layer: (seen.share, seen.low, seen.high) for layer, seen in counted.items() if seen.total}
 
     def remove(self) -> None:
         """Take it off; a second call does nothing."""
@@ -63,8 +62,8 @@ def approximate(
 
     Raises:
         UsageError: an unknown name, a value out of range, a model that is approximated already.
-        ModelError: the model has no such site. ApproximationError: the technique does not fit the model, or (while it
-            runs) left its range.
+        ModelError: the model has no such site. ApproximationError: a compiled model; the technique does not fit the
+            model, or (while it runs) left its range.
     """
     active = attach(model, name, calibration=calibration, calibration_rows=calibration_rows)
     try:
@@ -79,24 +78,25 @@ def attach(
     """As ``approximate``, until ``remove`` is called."""
     techniques = parse(name)
     inner = getattr(model, "model", model) if hasattr(model, "tokenizer") else model
+    refuse_compiled(inner)
     base = base_of(inner)
     if active_label(base):
         raise UsageError(
             "this model is approximated already", seen=active_label(base), fix='compose in one name: "bolt+a8"'
         )
     layers, rows = find_sites(base), Rows()
-    _check_layers(techniques, layers)
+    check_layers(techniques, layers)
     found: list[Any] = [calibration]
 
     def calibrated() -> Any:
         if found[0] is None:
-            from trimtab.approximation.calibration import collect
+            from trimtab.approximation.calibration import collect, rows_for
 
-            found[0] = collect(base, layers, calibration_rows or _default_rows(model, base))
+            found[0] = collect(base, layers, calibration_rows or rows_for(model, base))
         return found[0]
 
     subject = Subject(base, layers, rows, calibrated)
-    edits = [edit for technique in techniques for edit in technique.edits(subject)]
+    edits = [edit for technique in techniques for edit in edits_of(technique, subject)]
     notes = [note for technique in techniques for note in technique.notes(subject)]
     label = "+".join(technique.label for technique in techniques)
     undo = install(base, layers, edits, rows)
@@ -167,9 +167,9 @@ def _install_layer(layer: LayerSites, edits: Sequence[Edit], rows: Rows) -> list
             undo.append(_instead(layer.activation, edit.function))
         elif edit.site == "norm":
             undo += [_scaled_norm(norm, edit.function) for norm in layer.norms]
-    if layer.experts:
+    if layer.experts and any(edit.site in ("activation", "down") for edit in edits):
         downs = [edit.function for edit in edits if edit.site == "down"]
-        undo.append(_open_experts(layer.mlp, downs, rows))
+        undo.append(open_experts(layer.mlp, downs, rows))
     return undo
 
 
@@ -199,45 +199,10 @@ def _scaled_norm(module: nn.Module, inverse_root: Callable[[Tensor], Tensor]) ->
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         squares = args[0].float().square().sum(-1, keepdim=True) + args[0].shape[-1] * epsilon
-        changed: Tensor = output * (inverse_root(squares) * squares.sqrt()).to(output.dtype)
-        return changed
+        changed: Tensor = output.float() * (inverse_root(squares) * squares.sqrt())
+        return changed.to(output.dtype)
 
     return module.register_forward_hook(hook).remove
-
-
-def _open_experts(module: Any, downs: Sequence[Callable[[Tensor], Tensor]], rows: Rows) -> Undo:
-    """Run stacked experts one by one, so that the activation is a module call and the down input can be edited.
-
-    Raises:
-        ApproximationError: for experts with biases, without a gate, or with transposed weights.
-    """
-    odd = [name for name in ("has_bias", "is_transposed", "has_post_expert_norm") if getattr(module, name, False)]
-    if odd or not getattr(module, "has_gate", True) or not hasattr(module, "act_fn"):
-        raise ApproximationError("these experts are of a kind that is not supported", seen=odd or type(module).__name__)
-
-    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        total = torch.zeros_like(hidden_states)  # tokens x hidden
-        for expert in top_k_index.unique().tolist():
-            token, place = torch.where(top_k_index == expert)
-            if expert >= module.num_experts:
-                continue
-            rows.selected = token
-            both = nn.functional.linear(hidden_states[token], module.gate_up_proj[expert])
-            gate, up = both.chunk(2, dim=-1)
-            value = module.act_fn(gate) * up
-            for function in downs:
-                value = function(value)
-            rows.selected = None
-            value = nn.functional.linear(value, module.down_proj[expert]) * top_k_weights[token, place, None]
-            total.index_add_(0, token, value.to(total.dtype))
-        return total
-
-    module.forward = forward
-
-    def undo() -> None:
-        del module.forward
-
-    return undo
 
 
 def _attention_edits(layer: int, edits: Sequence[Edit]) -> AttentionEdits | None:
@@ -284,31 +249,23 @@ def _watch_rows(base: nn.Module, rows: Rows) -> Undo:
     return base.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
-def _check_layers(techniques: Sequence[Any], layers: Sequence[LayerSites]) -> None:
+def edits_of(technique: Technique, subject: Subject) -> Sequence[Edit]:
+    """A technique's edits, of which there are some: whoever applies one, in training too, asks here.
+
+    Raises:
+        UsageError: as ``check_layers``. ApproximationError: as ``Technique.edits``.
+    """
+    check_layers([technique], subject.layers)
+    return technique.edits(subject)
+
+
+def check_layers(techniques: Sequence[Technique], layers: Sequence[LayerSites]) -> None:
+    """Refuse a range of layers that the model does not have: it would change nothing, silently.
+
+    Raises:
+        UsageError: names the technique and the model's layers.
+    """
     for technique in techniques:
         if not any(layer.index in technique.layers for layer in layers):
             seen = f"{technique.label}; the model has layers 0 to {len(layers) - 1}"
             raise UsageError("that range holds no layer of this model", seen=seen, fix="choose layers=FIRST-LAST")
-
-
-def _default_rows(model: Any, base: Any) -> Sequence[Sequence[int]]:
-    """Rows by the model's own tokenizer: given with a ``LoadedModel``, else found by the model's name."""
-    from trimtab.approximation.calibration import default_rows
-
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        tokenizer = _tokenizer_of(str(getattr(base, "name_or_path", "")))
-    return default_rows(tokenizer)
-
-
-def _tokenizer_of(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    from trimtab.demo_model import dequantised
-    from trimtab.models import DEMO_NAMES
-
-    try:
-        return AutoTokenizer.from_pretrained(dequantised() if name in DEMO_NAMES else name)
-    except (OSError, ValueError) as error:
-        fix = "give trimtab's LoadedModel instead of the bare model, or calibration_rows=[[...], ...]"
-        raise ApproximationError("this technique calibrates, and no tokenizer was found", seen=name, fix=fix) from error

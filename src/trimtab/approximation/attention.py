@@ -128,6 +128,7 @@ def softmax_by(exp: Callable[[Tensor], Tensor], scores: Tensor) -> Tensor:
     floor = torch.finfo(scores.dtype).min / 2
     scores = scores.float()
     seen = scores > floor
-    highest = scores.amax(-1, keepdim=True)
+    # A row of nothing but masked scores may be -inf throughout in float16; it must not become NaN.
+    highest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
     raised = exp((scores - highest).clamp(min=-100.0, max=0.0)) * seen
     return raised / raised.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.approximation.sites import LayerSites, Site
 from trimtab.approximation.technique import Edit, Rows
-from trimtab.errors import DataError
+from trimtab.errors import ApproximationError, DataError
 
 DEFAULT_ROWS = 64
 SAMPLE = 1 << 16  # values kept at each site
@@ -73,6 +73,31 @@ def default_rows(tokenizer: Any, count: int = DEFAULT_ROWS) -> tuple[tuple[int, 
         text = tokenizer.apply_chat_template(chat, tokenize=False)
         rows.append(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
     return tuple(rows)
+
+
+def rows_for(model: Any, base: Any) -> Sequence[Sequence[int]]:
+    """Rows by the model's own tokenizer: given with a ``LoadedModel``, else found by the model's name.
+
+    Raises:
+        ApproximationError: where there is none. DataError: as ``default_rows``.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(str(getattr(base, "name_or_path", "")))
+    return default_rows(tokenizer)
+
+
+def _tokenizer_of(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from trimtab.demo_model import dequantised
+    from trimtab.models import DEMO_NAMES
+
+    try:
+        return AutoTokenizer.from_pretrained(dequantised() if name in DEMO_NAMES else name)
+    except (OSError, ValueError) as error:
+        fix = "give trimtab's LoadedModel instead of the bare model, or calibration_rows=[[...], ...]"
+        raise ApproximationError("this technique calibrates, and no tokenizer was found", seen=name, fix=fix) from error
 
 
 def collect(base: Any, layers: Sequence[LayerSites], ids: Sequence[Sequence[int]]) -> Calibration:

@@ -23,6 +23,10 @@ class LayerRange(NamedTuple):
     def __contains__(self, layer: object) -> bool:
         return isinstance(layer, int) and layer >= self.first and (self.last is None or layer <= self.last)
 
+    def meets(self, other: LayerRange) -> bool:
+        """Whether a layer may be in both."""
+        return max(self.first, other.first) <= min(math.inf if end is None else end for end in (self.last, other.last))
+
     def text(self) -> str:
         """As in a name; empty for all layers."""
         if self == LayerRange():

@@ -42,7 +42,8 @@ def parse(text: str) -> tuple[Technique, ...]:
     """The techniques that a string names, in the order in which they are applied.
 
     Raises:
-        UsageError: an unknown name (the nearest is suggested), an unknown key, a value out of range, the same twice.
+        UsageError: an unknown name (the nearest is suggested), an unknown key, a value out of range, the same twice,
+            two that would replace the same function.
     """
     parts = [part.strip() for part in text.split("+")]
     if not all(parts):
@@ -51,7 +52,21 @@ def parse(text: str) -> tuple[Technique, ...]:
     heads = [part.partition(":")[0] for part in parts]
     if twice := sorted({head for head in heads if heads.count(head) > 1}):
         raise UsageError("an approximation is named twice", seen=", ".join(twice), fix="name each once")
+    _check_replaced(found)
     return found
+
+
+def _check_replaced(techniques: Sequence[Technique]) -> None:
+    """Two functions in the place of one do not compose: the second would take the first away, silently."""
+    for place, second in enumerate(techniques):
+        for first in techniques[:place]:
+            both = set(getattr(first, "replaces", ())) & set(getattr(second, "replaces", ()))
+            if both and first.layers.meets(second.layers):
+                raise UsageError(
+                    f"two techniques replace the same function: {', '.join(sorted(both))}",
+                    seen=f"{first.label} and {second.label}",
+                    fix="name one of them, give them different layers, or (softmax alone) give one softmax=no",
+                )
 
 
 def split_list(texts: Sequence[str]) -> list[str]:

@@ -41,9 +41,9 @@ _LN2 = math.log(2.0)
 
 
 def polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    """Horner's rule; the constant term comes first."""
-    value = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
+    """Horner's rule, of degree 1 at least; the constant term comes first."""
+    value = x * coefficients[-1] + coefficients[-2]
+    for coefficient in reversed(coefficients[:-2]):
         value = value * x + coefficient
     return value
 
@@ -57,20 +57,24 @@ def truncate(x: Tensor, bits: int = IRON_BITS) -> Tensor:
 
 
 @cache
-def _iron_tables(bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """e^-(digit of weight 2^(8 k - bits)) for three 8-bit digits, truncated."""
+def _iron_tables(bits: int) -> tuple[Tensor, Tensor]:
+    """e^-(digit of weight 2^(8 k - bits)) for 8-bit digits, truncated.
+
+    The source has a third digit, but up to 12 bits its table is 1, 0, 0, ..., and 0 is also what the second table has
+    for 255: holding y at the largest number of two digits gives the same values.
+    """
     digits = torch.arange(256, dtype=torch.float64)
-    first, second, third = (truncate(torch.exp(-digits * 2.0 ** (8 * place - bits)), bits) for place in range(3))
-    return first, second, third
+    first, second = (truncate(torch.exp(-digits * 2.0 ** (8 * place - bits)), bits) for place in range(2))
+    return first, second
 
 
 def iron_exp_negative(y: Tensor, bits: int = IRON_BITS) -> Tensor:
-    """e^-y for y >= 0: a product of table entries, one for each 8-bit digit of y; larger than 24 bits gives 0."""
-    fixed = torch.floor(y.double() * 2.0**bits).clamp(0, 2.0**24 - 1).long()
+    """e^-y for y >= 0: a product of table entries, one for each 8-bit digit of y (12 bits or fewer)."""
+    fixed = torch.floor(y.double() * 2.0**bits).clamp(0, 2.0**16 - 1).long()
     value = torch.ones_like(y, dtype=torch.float64)
     for place, table in enumerate(_iron_tables(bits)):
         value = truncate(value * table.to(y.device)[(fixed >> (8 * place)) & 255], bits)
-    return value.to(y.dtype)
+    return torch.where(y.isnan(), y, value.to(y.dtype))  # a table would make a number of a NaN
 
 
 def iron_sigmoid(x: Tensor, bits: int = IRON_BITS) -> Tensor:
@@ -105,7 +109,8 @@ def iron_gelu(x: Tensor, bits: int = IRON_BITS) -> Tensor:
 def bolt_gelu(x: Tensor) -> Tensor:
     """Degree 4 in |x| up to 2.7, then (x + |x|) / 2."""
     y = x.abs()
-    return torch.where(y > 2.7, 0.5 * (x + y), 0.5 * x + polynomial(BOLT_GELU, y.clamp_max(2.7)))
+    middle = torch.add(polynomial(BOLT_GELU, y.clamp_max(2.7)), x, alpha=0.5)
+    return torch.where(y > 2.7, x.clamp_min(0.0), middle)  # (x + |x|) / 2
 
 
 def bolt_tanh(x: Tensor) -> Tensor:
@@ -119,8 +124,8 @@ def bolt_exp(x: Tensor) -> Tensor:
     """e^x for x <= 0: a square of the remainder modulo ln 2, shifted right at most 13 times (so never 0)."""
     shifts = torch.floor(x / -_LN2)
     rest = x + shifts * _LN2
-    value = (1468 / 4096) * (rest + 5542 / 4096) ** 2 + 1409 / 4096
-    return value * torch.exp2(-shifts.clamp(0, 13))
+    value = (1468 / 4096) * (rest + 5542 / 4096).square() + 1409 / 4096
+    return value * torch.exp2(shifts.clamp(0, 13).neg())
 
 
 # --- BumbleBee, PUMA --------------------------------------------------------------------------------------------------
@@ -129,7 +134,7 @@ def bolt_exp(x: Tensor) -> Tensor:
 def bumblebee_gelu(x: Tensor) -> Tensor:
     """BOLT's polynomial up to 3, 0 below -3, x above."""
     y = x.abs()
-    middle = 0.5 * x + polynomial(BOLT_GELU, y.clamp_max(3.0))
+    middle = torch.add(polynomial(BOLT_GELU, y.clamp_max(3.0)), x, alpha=0.5)
     return torch.where(x < -3, 0.0, torch.where(x >= 3, x, middle))
 
 
@@ -162,10 +167,10 @@ NEXUS_RANGE = 5.0  # |x| up to which the sign composition's argument stays withi
 
 def nexus_sign(x: Tensor) -> Tensor:
     """Half the sign of x in [-1, 1] by composed polynomials; outside, the composition explodes."""
-    f = (0.0, 315 / 128, 0.0, -420 / 128, 0.0, 378 / 128, 0.0, -180 / 128, 0.0, 35 / 128)
-    g = (0.0, 5850 / 1024, 0.0, -34974 / 1024, 0.0, 97015 / 1024, 0.0, -113492 / 1024, 0.0, 46623 / 1024)
+    f = (315 / 128, -420 / 128, 378 / 128, -180 / 128, 35 / 128)  # of x, x^3, x^5, x^7, x^9
+    g = (5850 / 1024, -34974 / 1024, 97015 / 1024, -113492 / 1024, 46623 / 1024)
     for coefficients in (g, g, f, f):
-        x = polynomial(coefficients, x)
+        x = x * polynomial(coefficients, x * x)
     return 0.5 * x
 
 
@@ -202,6 +207,9 @@ def nexus_reciprocal(x: Tensor, scale: float = 100.0) -> Tensor:
         value = value * (1.0 + y)
         y = y * y
     return value / scale
+
+
+NEXUS_ROOT_RANGE = (2.0, 950.0)  # within 1 % of 1/sqrt; above 1,000 the guess is negative, and so is the result
 
 
 def nexus_inverse_root(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the weights stay exact; so no weight is touched.
 Covered: symmetric per token (A8 ... A3) on two grids; SmoothQuant (ICML 2023) on the inputs of attention and of the up
 projection, the other inputs unsmoothed, as its code does; OmniQuant's learnable equivalent transformation (ICLR 2024),
 asymmetric per token, query, key and value too; keys and values of the cache, asymmetric for each token and head.
+Scales are made from a quantised checkpoint's weights as numbers (``weights.py``).
 Not covered: weight quantisation (name a quantised checkpoint as the model), static scales, OmniQuant's query-key and
 value-output smoothing, which its code cannot do under grouped-query attention.
 """
@@ -15,15 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.approximation.calibration import Calibration
 from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter
+from trimtab.approximation.experts import check_experts
 from trimtab.approximation.sites import INPUT_SITES, LayerSites, Site
 from trimtab.approximation.technique import Edit, Subject
+from trimtab.approximation.weights import dense_weight
 
 LEAST = 1e-5
 FITTING_STEPS, FITTING_RATE, FITTING_TOKENS = 20, 5e-3, 256
@@ -76,22 +78,20 @@ def smoothing_scale(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
 
 def weight_maxima(layer: LayerSites, site: Site) -> Tensor:
     """Largest magnitude in each input channel over the site's linear maps."""
-    return torch.cat([weight.abs() for weight in site_weights(layer, site)]).amax(0).float()
+    return torch.stack([weight.abs().amax(0).float() for weight in site_weights(layer, site)]).amax(0)
 
 
 def site_weights(layer: LayerSites, site: Site) -> list[Tensor]:
-    """Weights (out x in) that read a site; experts' are stacked into one."""
+    """Weights (out x in) that read a site; experts' are stacked into one.
+
+    Raises:
+        ApproximationError: weights that cannot be read as numbers.
+    """
     if layer.experts and site == "up":
+        check_experts(layer.mlp)
         stacked: Tensor = layer.mlp.gate_up_proj.detach()  # type: ignore[operator]
         return [stacked.reshape(-1, stacked.shape[-1])]
-    maps = {"attn_in": layer.attention_in, "up": layer.up}[site]
-    return [_plain(module).weight.detach() for module in maps]
-
-
-def _plain(module: nn.Module) -> nn.Linear:
-    """The linear layer under an adapter."""
-    plain: Any = getattr(module, "base_layer", module)
-    return plain  # type: ignore[no-any-return]
+    return [dense_weight(module) for module in {"attn_in": layer.attention_in, "up": layer.up}[site]]
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def learnt_scale(layer: LayerSites, site: Site, calibration: Calibration, bits: 
     are linear and next to it, so we fit theirs. The best scale seen is kept, so it is never worse than the start.
     """
     x = calibration.inputs[layer.index, site][:FITTING_TOKENS]
-    stacked = torch.cat(site_weights(layer, site)).float()
+    stacked = torch.cat([weight.float() for weight in site_weights(layer, site)])
     stride = max(1, len(stacked) // 512)  # a spread of output rows is enough to fit as many scales
     weight = stacked[::stride]
     start = smoothing_scale(calibration.largest[layer.index, site], weight_maxima(layer, site), 0.5)

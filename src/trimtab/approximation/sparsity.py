@@ -87,6 +87,7 @@ class Cats(Named):
     layers: LayerRange = ALL_LAYERS
 
     head = "cats"
+    replaces = ("activation",)
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
         return ["CATS: the gate's activation, all tokens"]

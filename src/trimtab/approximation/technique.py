@@ -6,7 +6,7 @@ Covered: the records that pass between the techniques and ``apply.py``. Not cove
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -55,25 +55,6 @@ class Rows:
     decoded: int = 0
 
 
-@dataclass
-class OutOfRange:
-    """Counts of values that left a polynomial's range, by layer."""
-
-    limit: float
-    seen: dict[int, list[float]] = field(default_factory=dict)  # layer -> [outside, all, smallest, largest]
-
-    def add(self, layer: int, x: Tensor) -> None:
-        """Count one tensor."""
-        low, high = x.aminmax()
-        outside = 0
-        if float(low) < -self.limit or float(high) > self.limit:
-            outside = int((x.abs() > self.limit).sum())
-        entry = self.seen.setdefault(layer, [0, 0, float("inf"), float("-inf")])
-        entry[0] += outside
-        entry[1] += x.numel()
-        entry[2], entry[3] = min(entry[2], float(low)), max(entry[3], float(high))
-
-
 @dataclass(frozen=True)
 class Subject:
     """The model that a technique is put on.
@@ -89,12 +70,24 @@ class Subject:
     calibration: Callable[[], Calibration]
 
 
+class Layers(Protocol):
+    """A set of layers: ``entries.LayerRange``, which knows this file and so is not known to it."""
+
+    def __contains__(self, layer: object) -> bool: ...
+
+    def meets(self, other: Any) -> bool: ...
+
+
 class Technique(Protocol):
     """One parsed approximation."""
 
     @property
     def label(self) -> str:
         """The string that makes the same technique again, every default written out."""
+
+    @property
+    def layers(self) -> Layers:
+        """The layers that it is put on, by index."""
 
     @property
     def whole_rows(self) -> bool:

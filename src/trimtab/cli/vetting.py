@@ -15,6 +15,7 @@ from trimtab.cli.common import emit, examples, json_option, write_text
         "trimtab vet demo --approx all --out runs/vet",
         "trimtab vet demo --approx teal:0.5 --approx bolt+a8 --limit 50 --out runs/vet",
         "trimtab vet runs/mine --approx seven --axis advbench=harmful.csv --axis over_refusal --out runs/vet",
+        "trimtab vet 'demo?adapter=runs/hardened' --before runs/vet --out runs/vet-hardened",
         "trimtab vet demo --search --out runs/search",
         "trimtab vet --config recipes/vetting/vet_demo.yaml",
     )
@@ -34,6 +35,12 @@ from trimtab.cli.common import emit, examples, json_option, write_text
     type=click.IntRange(1),
     help="Approximations measured at once, each by a process with its own copy of the model.  [default: as many as "
     "fit, one a core, at most 4; 1 on an accelerator]",
+)
+@click.option(
+    "--before",
+    type=click.Path(path_type=Path),
+    help="Folder of a finished vet of the model before hardening, with the same prompts: report both, technique by "
+    "technique. Its techniques are the default of --approx.",
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="Flat YAML: alpha, power, margin, margin.AXIS, ...")
 @click.option("--title", default="Activation approximations", show_default=True)
@@ -59,6 +66,7 @@ def vet(context: click.Context, /, as_json: bool, **given: Any) -> None:
         return
     from trimtab.approximation.naming import split_list
     from trimtab.comparison import load_policy
+    from trimtab.vetting import before as earlier
     from trimtab.vetting import report as reporting
     from trimtab.vetting.sweep import VetSettings, sweep
 
@@ -67,8 +75,11 @@ def vet(context: click.Context, /, as_json: bool, **given: Any) -> None:
     rules = load_policy(options["policy"]) if options["policy"] else None
     axes = plan.axes_for(options["axis"], out, perplexity=options["perplexity"], accuracy=options["accuracy"])
     settings = VetSettings(options["model"], axes, options["limit"], options["max_new_tokens"], options["batch_size"])
+    held = earlier.read_before(Path(options["before"]), settings, out) if options["before"] else None
+    names = names if options["approx"] or held is None else held.names
     base, vetted = sweep(settings, names, out, workers=options["workers"], tell=lambda line: click.echo(line, err=True))
-    found = reporting.make_report(base, vetted, rules)
+    changes = earlier.make_changes(held, base, vetted) if held is not None else None
+    found = reporting.make_report(base, vetted, rules, changes)
     text = reporting.to_markdown(found)
     write_text(out / "report.md", text)
     if found.comparisons:
@@ -101,20 +112,53 @@ def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     from trimtab.vetting.plan import read_config
 
     options = dict(given)
-    config = read_config(options.pop("config")) if options.get("config") else {}
-    options.pop("config", None)
+    path = options.pop("config", None)
+    config = read_config(path) if path else {}
     for parameter in context.command.params:
         key = parameter.name or ""
-        if key not in config:
+        if config.get(key) is None:  # absent, or nothing behind the colon
             continue
         source = context.get_parameter_source(key)
         if source in (ParameterSource.DEFAULT, None) or options.get(key) in (None, ()):
-            value = config[key]
-            options[key] = tuple(value) if isinstance(value, list) else parameter.type_cast_value(context, value)
+            options[key] = _from_file(context, parameter, config[key], path)
     for key, how in (("model", "name it: trimtab vet MODEL"), ("out", "add --out FOLDER")):
         if not options.get(key):
             raise UsageError(f"vet needs {key}", fix=how)
     return options
+
+
+def _from_file(context: click.Context, parameter: click.Parameter, value: Any, path: Any) -> Any:
+    """A value of the YAML file as its flag would have given it.
+
+    Raises:
+        UsageError: another kind of value than the flag takes; names file, key, value and what is expected.
+    """
+    from trimtab.errors import UsageError
+
+    expected, kinds = _expected(parameter)
+    problem = None
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        try:
+            return tuple(value) if isinstance(value, list) else parameter.type_cast_value(context, value)
+        except click.BadParameter as error:
+            problem = error
+    seen = f"{path}: {parameter.name}: {value!r}"
+    what = f"{parameter.name} in the configuration is not {expected}"
+    raise UsageError(what, seen=seen, fix=f"write {expected}") from problem
+
+
+def _expected(parameter: click.Parameter) -> tuple[str, tuple[type, ...]]:
+    """In words, and the types that YAML reads it as (a quoted number is read as the number)."""
+    kind = parameter.type
+    if parameter.multiple:
+        return "a name or a list of names", (list,)
+    if isinstance(kind, click.IntRange):
+        return f"a whole number of at least {kind.min}", (int, str)
+    if isinstance(kind, click.types.BoolParamType):
+        return "true or false", (bool,)
+    if isinstance(kind, click.Path):
+        return "one path", (str,)
+    return "one word or line of text", (str,)
 
 
 @click.command(

@@ -30,14 +30,14 @@ PALETTE = {
     "unsure": "#8a5700",
     "good": "#0b6e69",
 }
-_VERDICT_COLOURS: dict[Verdict, str] = {
+VERDICT_COLOURS: dict[Verdict, str] = {
     "regression": PALETTE["bad"],
     "not enough evidence": PALETTE["unsure"],
     "unmeasured": PALETTE["muted"],
     "pass": PALETTE["good"],
 }
 _SHAPES = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")
-_CORNERS = (("left", 11, -15), ("left", 11, 15), ("right", -11, -15), ("right", -11, 15))  # of a label: align, dx, dy
+CORNERS = (("left", 11, -15), ("left", 11, 15), ("right", -11, -15), ("right", -11, 15))  # of a label: align, dx, dy
 _FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
 _SAFETY, _UTILITY = ("compliance",), ("accuracy", "over_refusal", "perplexity")
 
@@ -62,7 +62,7 @@ def axis_chart(comparisons: Sequence[Comparison], name: str) -> Markup | None:
     marks = _marks(comparisons, name)
     axis = measured[0]
     described = "; ".join(f"{mark.name} {mark.verdict}" for mark in marks)
-    return _svg(_axis_spec(axis, marks, _limit(axis, marks[0].value)), f"{wording.axis_label(axis)}. {described}.")
+    return as_svg(_axis_spec(axis, marks, _limit(axis, marks[0].value)), f"{wording.axis_label(axis)}. {described}.")
 
 
 def tradeoff_chart(comparisons: Sequence[Comparison], size: tuple[int, int] = (560, 300)) -> Markup | None:
@@ -81,7 +81,7 @@ def tradeoff_chart(comparisons: Sequence[Comparison], size: tuple[int, int] = (5
         return None
     described = "; ".join(f"{one.name}: {one.verdict} across, {other.verdict} up" for one, other in points)
     text = f"{wording.axis_label(safety)} across, {wording.axis_label(utility)} up. {described}."
-    return _svg(_tradeoff_spec(safety, utility, points, size), text)
+    return as_svg(_tradeoff_spec(safety, utility, points, size), text)
 
 
 def tradeoff_axes(comparisons: Sequence[Comparison]) -> tuple[AxisResult, AxisResult] | None:
@@ -115,9 +115,7 @@ def _marks(comparisons: Sequence[Comparison], name: str) -> list[_Mark]:
         label = short_name(comparison.candidate.model, 22)
         if any(mark.name == label for mark in marks):
             label = f"{short_name(comparison.candidate.model, 18)} ({place})"
-        marks.append(
-            _mark(axis, label, estimate.candidate, estimate.candidate_interval, _VERDICT_COLOURS[axis.verdict])
-        )
+        marks.append(_mark(axis, label, estimate.candidate, estimate.candidate_interval, VERDICT_COLOURS[axis.verdict]))
     return marks
 
 
@@ -210,7 +208,7 @@ def _tradeoff_spec(
 
 def _names(chart: alt.Chart, corner: int) -> alt.Chart:
     """Labels of the points whose label lies in this corner."""
-    align, dx, dy = _CORNERS[corner]
+    align, dx, dy = CORNERS[corner]
     mark = chart.transform_filter(alt.datum.label == corner)
     return mark.mark_text(align=align, dx=dx, dy=dy, baseline="middle", fontSize=13, fontWeight="bold")
 
@@ -221,10 +219,15 @@ def _label_places(
     """A corner for each label, chosen one by one so that labels overlap other labels and points least."""
     wide, high = size
     spots = [(_pixels(one.value, scale_x, wide), high - _pixels(other.value, scale_y, high)) for one, other in points]
+    return place_labels(spots, [mark.name for mark, _ in points], size)
+
+
+def place_labels(spots: Sequence[tuple[float, float]], names: Sequence[str], size: tuple[int, int]) -> list[int]:
+    """As ``_label_places``, from pixels (from the left, from the top)."""
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
     chosen: list[int] = []
-    for (x, y), (mark, _) in zip(spots, points, strict=True):
-        boxes = [_box(x, y, len(mark.name), corner) for corner in range(len(_CORNERS))]
+    for (x, y), name in zip(spots, names, strict=True):
+        boxes = [_box(x, y, len(name), corner) for corner in range(len(CORNERS))]
         costs = [sum(_overlap(box, other) for other in taken) + _outside(box, size) for box in boxes]
         best = costs.index(min(costs))
         chosen.append(best)
@@ -238,7 +241,7 @@ def _pixels(value: float, scale: alt.Scale, length: int) -> float:
 
 
 def _box(x: float, y: float, letters: int, corner: int) -> tuple[float, float, float, float]:
-    align, dx, dy = _CORNERS[corner]
+    align, dx, dy = CORNERS[corner]
     width, left = 7.6 * letters, x + dx
     start = left if align == "left" else left - width
     return (start, y + dy - 8, start + width, y + dy + 8)
@@ -259,7 +262,7 @@ def _number_axis(axis: AxisResult) -> alt.Axis:
     return alt.Axis(format=".0%" if axis.kind == "binary" else "~g", tickCount=5, domain=False, ticks=False)
 
 
-def _svg(chart: alt.LayerChart, description: str) -> Markup:
+def as_svg(chart: alt.LayerChart, description: str) -> Markup:
     """Render and label; the root element becomes an image with a text alternative."""
     configured: Any = (
         chart.configure(

@@ -52,6 +52,7 @@ class SafetyGuardCallback(TrainerCallback):
         self._handle: Any = None
         self._log: IO[str] | None = None
         self._first_step = 0
+        self._skipped = 0  # of the guard's count, written so far
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,6 +73,7 @@ class SafetyGuardCallback(TrainerCallback):
         self._first_step = state.global_step
         if state.global_step > 0:
             self.guard.load_state_dict(load_state(checkpoint_folder(args, state)))
+        self._skipped = self.guard.counters.skipped
         self._handle = self.guard.install(optimizer)
         if args.output_dir and state.is_world_process_zero:
             folder = Path(args.output_dir)
@@ -79,8 +81,20 @@ class SafetyGuardCallback(TrainerCallback):
             self._log = (folder / LOG_NAME).open("a" if state.global_step else "w", encoding="utf-8")
             self._write(-1, {"event": "start", "rule": repr(self.guard.rule), "anchors": self.guard.anchors.origin})
 
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # a fused optimizer is called in a skipped step too: the guard itself has counted that one
+        if self.guard is not None and getattr(kwargs.get("optimizer"), "step_was_skipped", False):
+            self.guard.counters.skipped += 1
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.guard is not None and self.guard.history:
+        if self.guard is None:
+            return
+        if self.guard.counters.skipped > self._skipped:
+            self._skipped = self.guard.counters.skipped
+            self._write(state.global_step, {"event": "skipped"})
+        elif self.guard.history:
             self._write(state.global_step, flat(self.guard.history[-1]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -96,8 +110,11 @@ class SafetyGuardCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        if self.guard is not None and state.is_world_process_zero and folder.is_dir():
-            save_state(folder, self.guard.state_dict())
+        if self.guard is None:
+            return
+        held = self.guard.state_dict()  # on every process: what is sharded is gathered
+        if state.is_world_process_zero and folder.is_dir():
+            save_state(folder, held)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -111,11 +128,11 @@ class SafetyGuardCallback(TrainerCallback):
             self._write(state.global_step, {"event": "settle", **flat(report)})
         if self._log is not None:
             self._log.close()
-        missed = state.global_step - self.guard.counters.steps
-        if missed and not (args.fp16 and missed > 0):  # fp16: the gradient scaler skips steps that overflowed
+        counters = self.guard.counters
+        if counters.steps + counters.skipped != state.global_step:
             raise GuardError(
                 "the guard did not see every optimizer step",
-                seen=f"{self.guard.counters.steps} calls, {state.global_step} steps",
+                seen=f"{counters.steps} calls, {counters.skipped} skipped for overflow, {state.global_step} steps",
                 fix="use an optimizer that steps exactly once per update",
             )
 

@@ -19,7 +19,8 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
 from trimtab.tuning.distill import distill, model_of
-from trimtab.tuning.distributed import reshard
+from trimtab.tuning.distributed import gather_once, gathered, placed, require_shardable, reshard
+from trimtab.tuning.half import computes_in_half, half_precision, unscale, will_skip
 from trimtab.tuning.pools import AnchorPool, build_pools, reader_for
 from trimtab.tuning.rule_names import make_rule
 from trimtab.tuning.rules import Report, Rule, Step
@@ -27,11 +28,12 @@ from trimtab.tuning.rules import Report, Rule, Step
 
 @dataclass
 class Counters:
-    """Totals over a run; ``steps`` must equal the optimizer's own count."""
+    """Totals over a run; ``steps`` and ``skipped``, by a gradient scaler, must make up the optimizer's own count."""
 
     steps: int = 0
     acted: int = 0
     conflicts: int = 0
+    skipped: int = 0
 
 
 class SafetyGuard:
@@ -73,6 +75,7 @@ class SafetyGuard:
         self.history: list[Report] = []
         self.counters = Counters()
         self.total_steps: int | None = None  # of the whole run; a trainer's callback knows it
+        self._half = computes_in_half(self.model, autocast)
         self._inside = False  # a rule that steps the optimizer itself must not be asked about its own step
 
     def prepare(self) -> None:
@@ -80,6 +83,7 @@ class SafetyGuard:
         if self.pools:
             return
         with quiet(self.model), torch.random.fork_rng():
+            gather_once(self.model)
             self.anchors = distill(model_of(self.loaded, self.model), self.anchors)
             self.pools = build_pools(self.loaded, self.anchors, self.rule.decision_tokens)
             with self._forward():
@@ -113,6 +117,7 @@ class SafetyGuard:
                 "the optimizer holds none of the guarded model's trainable parameters",
                 fix="build the optimizer from the model that the guard was given, after wrapping it",
             )
+        require_shardable(self.rule, dict(self.model.named_parameters()))
         self.prepare()
         handles = [inner.register_step_pre_hook(self._on_step)]
         if hasattr(self.rule, "after"):
@@ -126,8 +131,9 @@ class SafetyGuard:
             GuardError: when no optimizer step was ever seen.
         """
         if self.counters.steps == 0:
-            raise GuardError("training ended and the guard saw no optimizer step", fix="check the training loop")
-        with quiet(self.model), torch.random.fork_rng():
+            seen, fix = f"{self.counters.skipped} skipped for overflow", "check the training loop"
+            raise GuardError("training ended and the guard saw no optimizer step", seen=seen, fix=fix)
+        with quiet(self.model), torch.random.fork_rng(), half_precision(self._half):
             step = self._step()
             for parameter in step.parameters.values():
                 parameter.grad = None
@@ -135,7 +141,10 @@ class SafetyGuard:
         reshard(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: anchors, references, rotation, counters (tensors on the CPU)."""
+        """Everything that a resumed run needs: anchors, references, rotation, counters (tensors on the CPU).
+
+        Under FSDP2 every process calls it.
+        """
         return {
             "rule": repr(self.rule),
             "anchors": self.anchors,
@@ -143,7 +152,7 @@ class SafetyGuard:
             "references": {side: pool.reference for side, pool in self.pools.items()},
             "likely": {side: pool.likely for side, pool in self.pools.items()},
             "counters": vars(self.counters).copy(),
-            "tensors": self.rule.tensors() if hasattr(self.rule, "tensors") else {},
+            "tensors": gathered(self.rule.tensors()) if hasattr(self.rule, "tensors") else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,7 +174,7 @@ class SafetyGuard:
             pool.likely = state["likely"][side]
         self.counters = Counters(**state["counters"])
         if hasattr(self.rule, "load_tensors"):
-            self.rule.load_tensors(state["tensors"])
+            self.rule.load_tensors(placed(state["tensors"], dict(self.model.named_parameters())))
 
     def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._inside:
@@ -173,7 +182,11 @@ class SafetyGuard:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         if closure is not None:
             raise GuardError("optimizers that take a closure are not supported", seen=type(optimizer).__name__)
-        with quiet(self.model), torch.random.fork_rng():
+        if will_skip(optimizer):
+            self.counters.skipped += 1
+            return
+        unscale(optimizer, kwargs)
+        with quiet(self.model), torch.random.fork_rng(), half_precision(self._half):
             report = self.rule.step(self._step(optimizer))
         reshard(self.model)
         self.history.append(report)
@@ -182,12 +195,12 @@ class SafetyGuard:
         self.counters.conflicts += report.conflict is not None and report.conflict < 0
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's signature
-        if self._inside:
+        if self._inside or will_skip(optimizer):
             return
         self._inside = True
         before = self.history[-1]
         try:
-            with quiet(self.model), torch.random.fork_rng():
+            with quiet(self.model), torch.random.fork_rng(), half_precision(self._half):
                 after: Report = self.rule.after(self._step(optimizer), before)  # type: ignore[attr-defined]
         finally:
             self._inside = False

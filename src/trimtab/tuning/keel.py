@@ -17,11 +17,9 @@ from torch import Tensor
 
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
-from trimtab.tuning.likely import Likely, joined
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 from trimtab.tuning.rules import Report, Step, gradients_of, inner_product, move_jointly
-
-TARGETS = ("words", "distribution")
+from trimtab.tuning.sensors import SENSORS, Sensor
 
 
 class Drift(NamedTuple):
@@ -58,9 +56,10 @@ class KeelRule:
             part of the one before, the parameters become their mean over the second half of the rounds (Polyak and
             Juditsky 1992), which takes one copy of what is trained.
         settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
-        target: what is held: "words", that the aligned model's own first tokens stay as likely as they were, or
-            "distribution", that the whole choice there does (KL from the aligned model; ``l_i`` is that divergence and
-            ``ref_i`` is 0). The second does not let a side become surer than it was.
+        target: what is held (``sensors.py``). "decision": refusals by the aligned model's own first tokens, innocent
+            requests by ``-log(1 - P)`` with ``P`` the chance that the reply opens like one of its refusals (nats; other
+            words in an answer are no drift). "words": its own first tokens on both sides. "distribution": its whole
+            choice there (KL from the aligned model; ``ref_i`` is 0), which does not let a side become surer than it was.
     """
 
     rows: int = 5
@@ -73,7 +72,7 @@ class KeelRule:
     calm_after: int = 8
     settle_rounds: int = 24
     settle_calm: int = 3
-    target: str = "words"
+    target: str = "decision"
     name: str = "keel"
 
     def __post_init__(self) -> None:
@@ -83,8 +82,8 @@ class KeelRule:
             value = getattr(self, option)
             if value is not None and value < bound:
                 raise UsageError(f"keel's {option} is at least {bound}", seen=value, fix="raise it")
-        if self.target not in TARGETS:
-            raise UsageError("keel knows no such target", seen=self.target, fix=f"one of: {', '.join(TARGETS)}")
+        if self.target not in SENSORS:
+            raise UsageError("keel knows no such target", seen=self.target, fix=f"one of: {', '.join(SENSORS)}")
         if not math.isfinite(self.margin):
             raise UsageError("keel's margin is a finite number", seen=self.margin, fix="give one, for example 0.05")
         if not self.largest_shift > 0:
@@ -92,10 +91,13 @@ class KeelRule:
         self._calm_looks = 0
 
     def prepare(self, reader: AnchorReader, pools: Mapping[Side, AnchorPool]) -> None:
-        """Keep what the aligned model would say, where that is what is held."""
-        if self.target == "distribution":
-            for pool in pools.values():
-                pool.likely = reader.likely(pool.rows)
+        """Keep what is needed of the aligned model."""
+        self.sensor.prepare(reader, pools)
+
+    @property
+    def sensor(self) -> Sensor:
+        """What ``target`` names."""
+        return SENSORS[self.target]
 
     def default_anchors(self) -> SafetyAnchors:
         return SafetyAnchors.bundled()
@@ -167,15 +169,12 @@ class KeelRule:
     def _read(self, step: Step, counts: Mapping[Side, int]) -> dict[Side, Drift]:
         """The next anchors of each side, all in one forward pass."""
         chosen = {side: step.pools[side].next_indices(count) for side, count in counts.items()}
-        rows = [step.pools[side].rows[index] for side, indices in chosen.items() for index in indices]
-        held = self.target == "distribution"
         with step.forward:
-            losses = step.reader.divergences(rows, _likeliest(step, chosen)) if held else step.reader.losses(rows)
-        parts = losses.split([len(indices) for indices in chosen.values()])
+            losses = self.sensor.losses(step.reader, step.pools, chosen)
         found: dict[Side, Drift] = {}
-        for (side, indices), part in zip(chosen.items(), parts, strict=True):
-            floor = torch.zeros(len(indices)) if held else step.pools[side].references(indices)
-            found[side] = Drift(part.mean(), (part - floor.to(part.device)).clamp_min(0).mean())
+        for side, part in losses.items():
+            floor = self.sensor.floors(step.pools, side, chosen[side]).to(part.device)
+            found[side] = Drift(part.mean(), (part - floor).clamp_min(0).mean())
         if not all(math.isfinite(float(drift.loss.detach())) for drift in found.values()):
             seen = {side: float(drift.loss.detach()) for side, drift in found.items()}
             raise GuardError("the anchor loss is not finite", seen=seen, fix="lower the learning rate")
@@ -208,10 +207,6 @@ class KeelRule:
             removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
             shift=move.length,
         )
-
-
-def _likeliest(step: Step, chosen: Mapping[Side, Sequence[int]]) -> Likely:
-    return joined([step.pools[side].likeliest(indices) for side, indices in chosen.items()])
 
 
 @torch.no_grad()

@@ -71,7 +71,8 @@ class GuardArguments:
         default=None, metadata={"help": "keel: most looks after the last update (24)."}
     )
     guard_target: str | None = field(
-        default=None, metadata={"help": "keel: what is held, the aligned model's words or its distribution."}
+        default=None,
+        metadata={"help": "keel: what is held of the aligned model: its decision (default), words or distribution."},
     )
     guard_calm_looks: int | None = field(
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}

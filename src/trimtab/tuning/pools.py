@@ -138,6 +138,15 @@ class AnchorReader:
         batch = self.batch(rows)
         return divergences(batch.logits(self.model), likely.to(batch.labels.device))
 
+    def chances(self, rows: Sequence[TokenisedAnchor], openings: Sequence[list[int]]) -> Tensor:
+        """Log-probability that the reply to each anchor's request opens so: anchors x openings, differentiable."""
+        if self.share:
+            return prefix.branch_chances(self.model, [row.prompt for row in rows], openings, self.pad_id)
+        asked = [TokenisedAnchor(row.prompt, list(opening)) for row in rows for opening in openings]
+        lengths = torch.tensor([len(row.reply) for row in asked])
+        losses = self.losses(asked)
+        return -(losses * lengths.to(losses.device)).view(len(rows), len(openings))
+
     @torch.no_grad()
     def likely(self, rows: Sequence[TokenisedAnchor], at_once: int = 16) -> Likely:
         """What the model at its current parameters would say at every anchor's supervised tokens; on the CPU."""

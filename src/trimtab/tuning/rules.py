@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError
-from trimtab.gradients.factors import safety_gradient
+from trimtab.gradients.factors import SafetyGradient
 from trimtab.gradients.sharding import is_sharded, scalar
 from trimtab.gradients.surgery import joint_step, spf_algorithm1
 from trimtab.tuning.distributed import gradients_by_backward, spf_sharded
+from trimtab.tuning.half import dense_gradients, factored_gradient
 from trimtab.tuning.pools import AnchorPool, AnchorReader
+from trimtab.tuning.state import pack_gradient, unpack_gradient
 
 
 @dataclass
@@ -113,31 +115,49 @@ class SpfRule:
     decision_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self._cached: object = None
+        self._cached: SafetyGradient | None = None
+        self._resumed: Mapping[str, Tensor] = {}  # its parts, until a step says which device each belongs on
 
     def default_anchors(self) -> SafetyAnchors:
         return SafetyAnchors.published()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The anchors' gradient, where a later step uses it again: the parameters that it was taken at are gone."""
+        if self._cached is None or self.refresh_every == 1:
+            return dict(self._resumed)
+        return pack_gradient(self._cached)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self._cached, self._resumed = None, tensors
 
     def step(self, step: Step) -> Report:
         pool = require_pool(step, "refuse")
         if any(is_sharded(parameter) for parameter in step.parameters.values()):
             return self._step_sharded(step, pool)
-        if self._cached is None or step.index % self.refresh_every == 0:
-            rows = pool.next_rows(self.rows)
-            with step.forward:
-                self._cached = safety_gradient(step.reader.model, lambda: step.reader.losses(rows).mean())
-        safety = self._cached
-        task = step.gradients
-        result = spf_algorithm1(task, safety, self.rank)  # type: ignore[arg-type]
+        safety, task = self._safety(step, pool), step.gradients
+        result = spf_algorithm1(task, safety, self.rank)
         for name, gradient in result.gradients.items():
             task[name].copy_(gradient)
         return Report(
-            anchor_loss={"refuse": safety.loss},  # type: ignore[attr-defined]
+            anchor_loss={"refuse": safety.loss},
             conflict=result.conflict,
             cosine=result.cosine,
             removed=result.removed,
             acted=("refuse",) if result.projected else (),
         )
+
+    def _safety(self, step: Step, pool: AnchorPool) -> SafetyGradient:
+        """The anchors' gradient, of this step or of the last refresh."""
+        if step.index % self.refresh_every == 0:
+            rows = pool.next_rows(self.rows)
+            with step.forward:
+                self._cached = factored_gradient(step.reader.model, lambda: step.reader.losses(rows).mean())
+        elif self._cached is None and self._resumed:
+            self._cached = unpack_gradient(self._resumed, step.parameters)
+        if self._cached is None:
+            fix = "resume from a checkpoint of this version, or start a new run"
+            raise GuardError("the guard state holds no cached anchor gradient", seen=f"step {step.index}", fix=fix)
+        return self._cached
 
     def _step_sharded(self, step: Step, pool: AnchorPool) -> Report:
         """FSDP2: the anchors' gradient arrives as shards; one block at a time is gathered, projected, cut again."""
@@ -197,8 +217,7 @@ def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str,
     """Dense gradients of the parameters that ``loss`` reaches; ``.grad`` stays as it is."""
     if any(is_sharded(parameter) for parameter in parameters.values()):
         return gradients_by_backward(loss, parameters)
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+    return dense_gradients(loss, parameters)
 
 
 class JointMove(NamedTuple):

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
 from trimtab import models
 from trimtab.errors import DataError, TrimtabError, UsageError
+from trimtab.gradients.sharding import is_sharded
 from trimtab.precision import cpu_has_bfloat16
+from trimtab.tuning.distributed import saved_difference
 from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS, GuardArguments, named_anchors
 from trimtab.tuning.trl_on_cpu import supervised_positions_only
 
@@ -110,13 +113,12 @@ def run(argv: Sequence[str]) -> SftResult:
     recipe.after(trainer, loaded)
     save_trained(trainer, training.output_dir)
     is_main = trainer.accelerator.is_main_process
-    if is_main:
-        if lora is not None:
-            _record_base(Path(training.output_dir), loaded.name, base_sha256)
-        if guard.verify_save:
-            # without the autocast of training around its forward pass: the saved weights are compared, not its rounding
-            trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-            verify_saved(Path(training.output_dir), trained, loaded)
+    if is_main and lora is not None:
+        _record_base(Path(training.output_dir), loaded.name, base_sha256)
+    if guard.verify_save:
+        # without the autocast of training around its forward pass: the saved weights are compared, not its rounding
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        verify_saved(Path(training.output_dir), trained, loaded, is_main)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
     acted = callback.guard.counters.acted if callback is not None and callback.guard is not None else 0
@@ -238,44 +240,64 @@ def require_space(folder: Path, model: Any) -> None:
 def save_trained(trainer: Any, folder: str) -> None:
     """Save; where the disk fills up meanwhile, save into the system's temporary folder instead and say so.
 
+    Every process calls it, and every one hears of a failure: a sharded model is gathered anew for the second attempt.
+
     Raises:
         TrimtabError: when ``folder`` could not be written; the model is then in the folder that the message names.
     """
+    if trainer.is_fsdp_enabled:  # under Accelerate's default for FSDP2, sharded state, `save_model` writes nothing
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    failure = None
     try:
         trainer.save_model(folder)
     except (SafetensorError, OSError) as error:
-        rescue = tempfile.mkdtemp(prefix="trimtab-rescue-")
+        failure = error
+    if any(gather_object([failure is not None])):
+        rescue = tempfile.mkdtemp(prefix="trimtab-rescue-") if trainer.accelerator.is_main_process else folder
         trainer.save_model(rescue)
         fix = f"nothing is lost: the model is in {rescue}; free space and move it"
-        raise TrimtabError(f"could not write the trained model to {folder}", seen=error, fix=fix) from error
+        raise TrimtabError(f"could not write the trained model to {folder}", seen=failure, fix=fix) from failure
 
 
-def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel) -> None:
-    """Reload the saved model and compare its logits on one prompt with those of the model in memory.
+def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel, is_main: bool = True) -> None:
+    """Reload the saved model and compare it with the model in memory: its logits on one prompt, or sharded weights.
+
+    Every process calls it. The main one reloads and compares; under FSDP2 the others take part in the gathering.
 
     Raises:
-        TrimtabError: when they differ by more than rounding.
+        TrimtabError: on the main process, when they differ by more than rounding.
     """
-    base = loaded.name if (folder / "adapter_config.json").is_file() else None
-    name = f"{base}{'&' if '?' in base else '?'}adapter={folder}" if base else str(folder)
     if getattr(loaded.model, "is_quantized", False):
         return  # reloading needs the quantisation settings; PEFT's own tests cover the adapter
+    sharded = any(is_sharded(parameter) for parameter in model.parameters())
+    if not (is_main or sharded):
+        return
     floating = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    device, dtype = str(loaded.model.device), str(floating.dtype).removeprefix("torch.")
-    again = models.load(name, device=device, dtype=dtype)
-    ids = torch.tensor([loaded.tokenizer("The quick brown fox")["input_ids"]], device=device)
+    device, dtype = "cpu" if sharded else str(loaded.model.device), str(floating.dtype).removeprefix("torch.")
+    base = loaded.name if (folder / "adapter_config.json").is_file() else None
+    name = f"{base}{'&' if '?' in base else '?'}adapter={folder}" if base else str(folder)
+    again = models.load(name, device=device, dtype=dtype) if is_main else None
+    if sharded:
+        apart, tensor = saved_difference(model, again.model if again else None)
+        seen = f"largest difference in {tensor}, {apart:.3g} of its largest value"
+    elif again:
+        apart, scale = _logit_difference(model, again.model, loaded)
+        seen = f"largest logit difference {apart:.3g} (largest logit {scale:.3g})"
+        apart /= max(scale, 1.0)
+    if not apart <= 1e-3:
+        fix = f"do not use {folder}; report this with the configuration"
+        raise TrimtabError("the saved model is not the model that was trained", seen=seen, fix=fix)
+
+
+def _logit_difference(model: Any, again: Any, loaded: models.LoadedModel) -> tuple[float, float]:
+    """Largest difference between two models' logits on one prompt, and the first one's largest logit."""
+    ids = torch.tensor([loaded.tokenizer("The quick brown fox")["input_ids"]], device=loaded.model.device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        mine, theirs = model(input_ids=ids).logits.float(), again.model(input_ids=ids).logits.float()
+        mine, theirs = model(input_ids=ids).logits.float(), again(input_ids=ids).logits.float()
     model.train(was_training)
-    worst, scale = float((mine - theirs).abs().max()), float(mine.abs().max())
-    if not worst <= 1e-3 * max(scale, 1.0):
-        raise TrimtabError(
-            "the saved model is not the model that was trained",
-            seen=f"largest logit difference {worst:.3g} (largest logit {scale:.3g})",
-            fix=f"do not use {folder}; report this with the configuration",
-        )
+    return float((mine - theirs).abs().max()), float(mine.abs().max())
 
 
 def _record_base(folder: Path, base: str, base_sha256: str) -> None:

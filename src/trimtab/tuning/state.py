@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import GuardError
+from trimtab.gradients.factors import Factors, SafetyGradient
 from trimtab.tuning.likely import Likely
 
 TENSORS = "trimtab_guard.safetensors"
@@ -79,5 +82,31 @@ def load_state(folder: Path) -> dict[str, Any]:
     }
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def pack_gradient(gradient: SafetyGradient) -> dict[str, Tensor]:
+    """An anchor gradient as named tensors on the CPU that share no memory, as safetensors wants them.
+
+    Blocks are numbered: their sums must be taken in the same order again, or the last bits differ.
+    """
+    named = {"loss": torch.tensor(gradient.loss, dtype=torch.float64)}
+    for place, (name, both) in enumerate(gradient.factored.items()):
+        named |= {f"D.{place:06}.{name}": both.D, f"X.{place:06}.{name}": both.X}
+    named |= {f"dense.{place:06}.{name}": block for place, (name, block) in enumerate(gradient.dense.items())}
+    return {name: value.detach().to("cpu", copy=True) for name, value in named.items()}
+
+
+def unpack_gradient(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> SafetyGradient:
+    """What ``pack_gradient`` packed, each block on its parameter's device.
+
+    Copied: a file's tensors lie at odd addresses, where matrix products round differently.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for part in ("D", "X", "dense"):
+        numbered = sorted(_under(f"{part}.", tensors).items())
+        named = {key.partition(".")[2]: value for key, value in numbered}
+        parts[part] = {name: value.to(parameters[name].device, copy=True) for name, value in named.items()}
+    factored = {name: Factors(D, parts["X"][name]) for name, D in parts["D"].items()}
+    return SafetyGradient(float(tensors["loss"]), factored, parts["dense"])
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

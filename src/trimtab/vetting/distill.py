@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trimtab import models
-from trimtab.approximation.apply import installed
+from trimtab.approximation.apply import check_layers, edits_of, installed
 from trimtab.approximation.calibration import collect, default_rows
 from trimtab.approximation.naming import parse
 from trimtab.approximation.noise import Noise
@@ -89,7 +89,7 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
 
     Raises:
         UsageError: an output folder that holds an adapter or an interrupted run with other settings, an unknown
-            approximation, none at all.
+            approximation, none at all, layers that the model does not have.
         GuardError: a model that refuses or answers too little to have a behaviour worth keeping.
         ModelError: a loss that is not finite; a drift that no size of the adapter brings within its bound; an
             adapter that does not reload to the same logits.
@@ -105,6 +105,7 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     techniques = [parse(name) for name in settings.noise]
     begun = perf_counter()
     loaded = loaded or models.load(settings.model)
+    check_layers([technique for several in techniques for technique in several], find_sites(loaded.model))
     base_sha256 = models.content_hash(loaded.model, rounded=True)
     training = {name: value for name, value in asdict(settings).items() if name != "drift_bound"}
     progress = Progress(out, {**training, "base_sha256": base_sha256})
@@ -224,7 +225,7 @@ def _edits(techniques: Sequence[Any], subject: Subject) -> list[Edit]:
     return [
         edit if isinstance(technique, Noise) else straight_through(edit)
         for technique in techniques
-        for edit in technique.edits(subject)
+        for edit in edits_of(technique, subject)
     ]
 
 

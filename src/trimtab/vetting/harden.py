@@ -30,7 +30,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from trimtab import models
-from trimtab.approximation.apply import install
+from trimtab.approximation.apply import check_layers, edits_of, install
 from trimtab.approximation.calibration import collect, default_rows
 from trimtab.approximation.naming import parse
 from trimtab.approximation.noise import Noise
@@ -159,8 +159,9 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
     """Train an adapter that refuses under noise, and save it in ``out``.
 
     Raises:
-        UsageError: an output folder that holds an adapter, an unknown approximation, a batch without pairs for the
-            cosine term. DataError: as ``preferences``. ModelError: an adapter that does not reload to the same logits.
+        UsageError: an output folder that holds an adapter, an unknown approximation, layers that the model does not
+            have, a batch without pairs for the cosine term. DataError: as ``preferences``. ModelError: an adapter that
+            does not reload to the same logits.
     """
     techniques = [] if settings.noise == "none" else parse(settings.noise)
     if settings.cosine and settings.batch_size < 2:
@@ -172,6 +173,7 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
         raise UsageError("hardening trains an adapter of its own", seen=settings.model, fix=fix)
     given = from_file(Path(settings.data)) if settings.data else None
     loaded = loaded or models.load(settings.model)
+    check_layers(techniques, find_sites(loaded.model))  # before the model writes its pairs
     preferences = given or bundled(loaded, settings.pairs, two_sided=settings.two_sided, seed=settings.seed)
     base_sha256 = models.content_hash(loaded.model, rounded=True)
     trainer, rows = make_trainer(loaded, preferences, settings, out)
@@ -181,7 +183,7 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
     edits = [
         edit if isinstance(technique, Noise) else straight_through(edit)
         for technique in techniques
-        for edit in technique.edits(subject)
+        for edit in edits_of(technique, subject)
     ]
     undo = install(base, layers, edits, rows)
     try:

@@ -15,7 +15,7 @@ from trimtab.evaluation.runner import AxisSpec
 
 KEYS = (
     *("model", "approx", "axis", "perplexity", "accuracy", "out", "limit", "max_new_tokens", "batch_size"),
-    *("policy", "title", "redact", "search", "search_prompts", "seeds", "workers"),
+    *("policy", "title", "redact", "search", "search_prompts", "seeds", "workers", "before"),
 )
 
 

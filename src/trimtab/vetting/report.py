@@ -1,12 +1,11 @@
 """A sweep as people and machines read it: verdicts, one table, worst cases, one page.
 
-Covered: Markdown, JSON, the page of ``trimtab.reports`` with the sweep's own table and notes in front. Not covered: the
-statistics (``trimtab.comparison``).
+Covered: Markdown, JSON, the page of ``trimtab.reports`` with the sweep's own table, chart and notes in front; where an
+earlier vet is named, what changed since (``before.py``). Not covered: the statistics (``trimtab.comparison``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,15 +16,20 @@ from trimtab.comparison import Comparison, Policy, Verdict, compare, worst
 from trimtab.comparison.records import Run
 from trimtab.comparison.results import EXIT_CODES, AxisResult, Finding
 from trimtab.comparison.statistics import wilson_interval
+from trimtab.vetting.before import Changes
+from trimtab.vetting.before_words import change_document, change_markdown, change_section
 from trimtab.vetting.sweep import Vetted, sound
+from trimtab.vetting.tables import html_table, markdown_table, perplexity, ratio_text, share_text
 
 COLUMNS = ("complies", "refuses innocents", "incoherent", "perplexity", "accuracy")
+SPEED = ("time a token", "tokens/s", "tokens/s without it")
 _FAMILIES = ("compliance", "over_refusal", "incoherence", "perplexity", "accuracy")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One approximation in the table: verdict, a text for each measured column, error and cost."""
+    """One approximation in the table: verdict, a text for each measured column, errors; ``speed``: time a token, tokens
+    per second with it and without."""
 
     name: str
     verdict: str
@@ -34,19 +38,21 @@ class Row:
     sound: str
     up: str
     down: str
-    cost: str
+    speed: tuple[str, str, str]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class VetReport:
-    """The whole: ``comparisons`` in the order measured, ``rows`` by rise in compliance, ``verdict`` over all."""
+    """The whole: ``comparisons`` in the order measured, ``rows`` by rise in compliance, ``verdict`` over all.
+    ``changes``: against an earlier vet, where one was named."""
 
     base: Run
     comparisons: tuple[Comparison, ...]
     rows: tuple[Row, ...]
     failures: tuple[tuple[str, str], ...]
     verdict: Verdict
+    changes: Changes | None = None
 
     @property
     def exit_code(self) -> int:
@@ -54,7 +60,9 @@ class VetReport:
         return EXIT_CODES[self.verdict]
 
 
-def make_report(base: Run, vetted: Sequence[Vetted], policy: Policy | None = None) -> VetReport:
+def make_report(
+    base: Run, vetted: Sequence[Vetted], policy: Policy | None = None, changes: Changes | None = None
+) -> VetReport:
     """Compare every approximation with the exact model."""
     exact = _marked(base, "none")
     measured = [one for one in vetted if one.run is not None]
@@ -68,7 +76,7 @@ def make_report(base: Run, vetted: Sequence[Vetted], policy: Policy | None = Non
     verdicts: list[Verdict] = [found.verdict for found in comparisons]
     verdicts += ["unmeasured"] * len(failures)
     rows.sort(key=lambda row: -row.rise)
-    return VetReport(exact, tuple(comparisons), tuple(rows), failures, worst(verdicts))
+    return VetReport(exact, tuple(comparisons), tuple(rows), failures, worst(verdicts), changes)
 
 
 def _marked(run: Run, label: str) -> Run:
@@ -98,7 +106,7 @@ def _row(one: Vetted, found: Comparison) -> Row:
         sound=_sound_text(one.record.get("scrutiny", {})),
         up=_error_text(local.get("up")),
         down=_error_text(local.get("down")),
-        cost=f"{speed['cost']:.2f}x ({speed['rate']:.0f} of {speed['exact_rate']:.0f})",
+        speed=(f"{speed['cost']:.2f}x", f"{speed['rate']:.0f}", f"{speed['exact_rate']:.0f}"),
         notes=tuple(notes),
     )
 
@@ -118,22 +126,17 @@ def _candidate_text(axis: AxisResult) -> str:
     if estimate is None:
         return "–"
     if axis.name.partition(":")[0] == "perplexity":  # the ratio, from paired windows, says more than either interval
-        low, high = estimate.difference_interval
-        ratio = f"×{_exp(estimate.difference):.3g} [{_exp(low):.3g}, {_exp(high):.3g}]"
-        return f"{_exp(estimate.candidate):.1f} ({ratio})"
+        ratio = ratio_text(estimate.difference, *estimate.difference_interval)
+        return f"{perplexity(estimate.candidate):.1f} ({ratio})"
     return _value_text(axis, estimate.candidate, estimate.candidate_interval)
 
 
 def _value_text(axis: AxisResult, value: float, interval: Any) -> str:
     if axis.kind == "binary":
-        return f"{100 * value:.1f} % [{100 * interval.lower:.1f}, {100 * interval.upper:.1f}]"
+        return share_text(value, *interval)
     if axis.name.partition(":")[0] == "perplexity":
-        return f"{_exp(value):.1f} [{_exp(interval.lower):.1f}, {_exp(interval.upper):.1f}]"
+        return f"{perplexity(value):.1f} [{perplexity(interval.lower):.1f}, {perplexity(interval.upper):.1f}]"
     return f"{value:.3f}"
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 def _error_text(entry: dict[str, Any] | None) -> str:
@@ -155,9 +158,9 @@ def table(report: VetReport) -> tuple[list[str], list[list[str]]]:
         "verdict",
         "error up",
         "error down",
-        "time (tokens/s)",
+        *SPEED,
     ]
-    exact = ["none", *(_base_text(axis) for axis in axes), "–", "reference", "0", "0", "1x"]
+    exact = ["none", *(_base_text(axis) for axis in axes), "–", "reference", "0", "0", "1x", "–", "–"]
     body = [
         [
             row.name,
@@ -166,11 +169,11 @@ def table(report: VetReport) -> tuple[list[str], list[list[str]]]:
             row.verdict,
             row.up,
             row.down,
-            row.cost,
+            *row.speed,
         ]
         for row in report.rows
     ]
-    lost = [[name, *("–" for _ in axes), "–", "unmeasured", "–", "–", "–"] for name, _ in report.failures]
+    lost = [[name, *("–" for _ in axes), "–", "unmeasured", *["–"] * (2 + len(SPEED))] for name, _ in report.failures]
     return header, [exact, *body, *lost]
 
 
@@ -187,12 +190,11 @@ def _base_text(axis: AxisResult) -> str:
 
 
 def to_markdown(report: VetReport) -> str:
-    """Table, worst cases, notes, the verdict."""
-    header, body = table(report)
+    """Before and after, where there is a before; table, worst cases, notes, the verdict."""
     lines = [f"# Activation approximations of {report.base.model}: {report.verdict}", ""]
-    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in body]
-    lines += ["", *worst_lines(report), ""]
+    if report.changes is not None:
+        lines += [*change_markdown(report.changes), "## Every approximation, worst first", ""]
+    lines += [*markdown_table(*table(report)), "", *worst_lines(report), ""]
     lines += [f"- {row.name}: {'; '.join(row.notes)}" for row in report.rows]
     lines += [f"- {name}: could not be measured: {reason}" for name, reason in report.failures]
     lines += ["", READING]
@@ -233,6 +235,7 @@ def to_document(report: VetReport) -> dict[str, Any]:
         "rises": {row.name: row.rise for row in report.rows},
         "verdicts": {one.candidate.model: one.verdict for one in report.comparisons},
         "failures": dict(report.failures),
+        **({"before": change_document(report.changes)} if report.changes is not None else {}),
     }
 
 
@@ -250,7 +253,8 @@ def to_page(report: VetReport, *, title: str, redact: bool = True) -> str:
     before, found, after = page.partition(marker)
     if not found:
         raise RuntimeError("the report's template lost its overview section")
-    return before + _section(report) + found + after
+    changes = change_section(report.changes) if report.changes is not None else ""
+    return before + changes + _section(report) + found + after
 
 
 def _surprising(finding: Finding) -> bool:
@@ -262,8 +266,6 @@ def _section(report: VetReport) -> str:
     header, body = table(report)
     shown = [place for place, name in enumerate(header) if not name.startswith("error ")]  # those go to the list below
     header, body = [header[place] for place in shown], [[cells[place] for place in shown] for cells in body]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    rows = "".join(_table_row(header, cells) for cells in body)
     notes = "".join(
         _item(row.name, "; ".join([*row.notes, f"error up {row.up}, down {row.down}"])) for row in report.rows
     )
@@ -271,8 +273,8 @@ def _section(report: VetReport) -> str:
     return f"""<section class="glance" aria-labelledby="vet-title">
 <h2 id="vet-title">Every approximation, worst first</h2>
 <p>{escape(" ".join(worst_lines(report)))}</p>
-<div class="scroll" role="region" aria-label="Approximations" tabindex="0">
-<table class="overview stack" role="table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>
+{_picture(report)}
+{html_table(header, body, "Approximations")}
 <p class="quiet">{escape(READING)}</p>
 <details><summary>What ran</summary><ul>{notes}{lost}</ul></details></section>
 """
@@ -282,10 +284,15 @@ def _item(name: str, text: str) -> str:
     return f"<li><strong><bdi>{escape(name)}</bdi></strong>: {escape(text)}</li>"
 
 
-def _table_row(header: Sequence[str], cells: Sequence[str]) -> str:
-    first = f'<th scope="row" role="rowheader"><bdi>{escape(cells[0])}</bdi></th>'
-    rest = "".join(
-        f'<td role="cell" data-label="{escape(name)}">{escape(cell)}</td>'
-        for name, cell in zip(header[1:], cells[1:], strict=True)
-    )
-    return f'<tr role="row">{first}{rest}</tr>'
+def _picture(report: VetReport) -> str:
+    """Safety against utility, once for a wide screen and once for a narrow one; nothing where one is unmeasured."""
+    from trimtab.vetting.pictures import vulnerability_chart
+
+    wide = vulnerability_chart(report.comparisons)
+    if wide is None:
+        return ""
+    narrow = vulnerability_chart(report.comparisons, (250, 260))
+    return f"""<figure class="card"><div class="plot wide">{wide}</div><div class="plot narrow">{narrow}</div>
+<figcaption><p>Compliance with harmful requests against perplexity over the exact model's, each approximation once, with
+95 % intervals; colour follows the verdict on compliance. Far right and low: refusals go before utility does.</p>
+</figcaption></figure>"""

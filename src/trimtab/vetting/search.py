@@ -11,8 +11,9 @@ The search spends generations where they tell something:
 
 What it guarantees: the scale returned is the best of those tried, with its interval; nothing is known between tried
 scales. Step 3 finds the smallest prefix if compliance does not fall when more layers are perturbed; the two prefixes
-that decide it were both measured. Layer sensitivity needs no generation: it is the loss, in nats per token, of the
-exact model's own refusals under noise in one layer.
+that decide it were both measured (the whole model by step 2). Layer sensitivity needs no generation: it is the loss, in
+nats per token, of the exact model's own refusals under noise in one layer. ``answer_bound`` says how many answers it
+writes at most: with 48 prompts, 3 seeds and 30 layers 4,416.
 
 Covered: Gaussian at up, Laplace at down, several seeds. Not covered: a search over both sites at once (their pair is
 scaled down until it costs no more perplexity than the worse of the two, and measured once); a global maximum.
@@ -36,6 +37,17 @@ PERPLEXITY_LIMIT = 20.0
 EXPLAINED = 0.9
 COARSE, REFINEMENTS = 5, 3
 SITES = ("up", "down")
+
+
+def answer_bound(prompts: int, seeds: int, layers: int) -> int:
+    """The most answers that a search of both sites writes, without an earlier one's points.
+
+    The exact model twice (compliance, its own refusals), the pair once, and for each site half the prompts on the
+    coarse grid, all of them at its best point and twice a refinement, and on the prefixes of a bisection.
+    """
+    half = max(4, round(prompts / 2))
+    site = COARSE * half + (1 + 2 * REFINEMENTS + math.ceil(math.log2(layers))) * prompts
+    return 2 * prompts + seeds * (prompts + len(SITES) * site)
 
 
 def joint_factor(perplexity: Callable[[float], float], limit: float) -> float:
@@ -67,8 +79,9 @@ def run_search(
     joint = probe.joint(joint_noise(found, factor))
     refusals = own_refusals(probe)
     sensitivity = {one.site: layer_sensitivity(loaded, one.site, one.best.scale, refusals) for one in found}
-    noise = ",".join(f"{one.site}={one.best.scale:.6g}" for one in found)
-    drift = clusters.drift(loaded, f"noise:{noise}", layers=clusters.shown_layers(loaded))
+    # The pair that leaves language, in the layers that it is recommended for: of unscaled noise everywhere, clusters
+    # would only show that the model is gone.
+    drift = clusters.drift(loaded, joint_noise(found, factor), layers=clusters.shown_layers(loaded))
     result = Search(model, found, joint, factor, sensitivity, drift.document(), out)
     (out / "search.json").write_text(json.dumps(result.document(), indent=1))
     pictures.write_all(result, drift, out)

@@ -13,6 +13,11 @@ from typing import Any, NamedTuple
 
 from trimtab.comparison.statistics import wilson_interval
 
+GUARANTEE = (
+    "guaranteed: each scale is the best of those tried (between them nothing is known); each prefix is the smallest if "
+    "compliance does not fall when layers are added"
+)
+
 
 class Point(NamedTuple):
     """Compliance and incoherence at one scale. ``layers``: "" for all."""
@@ -103,7 +108,7 @@ class Search:
             )
         low, high = wilson_interval(self.joint.complied, self.joint.asked, 0.05)
         both = f"both: complies {self.joint.rate:.1%} [{low:.1%}, {high:.1%}], perplexity {self.joint.perplexity:.1f}"
-        return [*shown, f"harden against: {self.noise}", both, f"pictures and search.json in {self.folder}"]
+        return [*shown, GUARANTEE, f"harden against: {self.noise}", both, f"pictures and search.json in {self.folder}"]
 
 
 def joint_noise(sites: Sequence[SiteSearch], factor: float = 1.0) -> str:

@@ -24,6 +24,7 @@ from trimtab.models import LoadedModel, ModelSpec, load
 from trimtab.vetting.workers import fitting, measure_all
 
 if TYPE_CHECKING:
+    from trimtab.approximation.apply import Approximation
     from trimtab.approximation.calibration import Calibration
     from trimtab.evaluation.runner import AxisSpec
     from trimtab.vetting.fluency import Fluency
@@ -99,8 +100,8 @@ def sweep(
         tell: called with one line after each approximation.
 
     Raises:
-        UsageError: a folder with other settings; a model name that carries an approximation. DataError, ModelError: as
-            ``evaluate``.
+        UsageError: a folder with other settings; a model name that carries an approximation; a range of layers that
+            the model does not have. DataError, ModelError: as ``evaluate``.
     """
     if ModelSpec.parse(settings.model).approx:
         raise UsageError("vet takes the exact model", seen=settings.model, fix="leave ?approx= out, use --approx")
@@ -110,6 +111,7 @@ def sweep(
     _check_folder(out, settings)
     missing = [name for name in names if not _finished(out, name)]
     loaded = load(settings.model) if missing or not (out / EXACT / "results.json").is_file() else None
+    _check_layers(loaded, missing)
     base_run = _exact(loaded, settings, out, progress)
     found = {name: _read(out, name) for name in names if name not in missing}
 
@@ -127,6 +129,18 @@ def sweep(
             for name in missing:
                 done(name, *vet_one(bench, settings, name, out, progress))
     return base_run, [found[name] for name in names]
+
+
+def _check_layers(loaded: LoadedModel | None, names: Sequence[str]) -> None:
+    """Before anything is measured: a name that fits no layer is a slip, and should not cost a sweep."""
+    if loaded is None or not names:
+        return
+    from trimtab.approximation.apply import check_layers
+    from trimtab.approximation.sites import find_sites
+
+    layers = find_sites(loaded.model)
+    for name in names:
+        check_layers(naming.parse(name), layers)
 
 
 class Bench:
@@ -202,10 +216,10 @@ def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progres
     folder = out / naming.slug(name)
     recording = bench.recording
     fluency, relevance = bench.fluency(settings.max_new_tokens), bench.relevance(settings.max_new_tokens)
-    calibration = bench.calibration if needs_calibration(name) else None
     exact_seconds, exact_tokens = timed(bench.loaded)
-    started = time.monotonic()
     try:
+        calibration = bench.calibration if needs_calibration(name) else None
+        started = time.monotonic()
         with approximate(bench.loaded, name, calibration=calibration) as active:
             ready = time.monotonic() - started
             errors = measure(bench.base, bench.layers, recording, active)
@@ -223,7 +237,7 @@ def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progres
             record = {
                 "name": name,
                 "label": active.label,
-                "notes": active.notes,
+                "notes": [*active.notes, *_found(bench, active)],
                 "setup_seconds": round(ready, 2),
                 "speed": {**speed._asdict(), "cost": speed.cost, "rate": speed.rate, "exact_rate": speed.exact_rate},
                 "errors": {kind: [shape.document() for shape in shapes] for kind, shapes in errors.items()},
@@ -236,6 +250,21 @@ def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progres
     record["scrutiny"] = scrutinise(run, fluency, relevance)
     _write_json(folder / RECORD, record)
     return Vetted(name, folder, run, record)
+
+
+def _found(bench: Bench, active: Approximation) -> list[str]:
+    """What the measuring adds to a technique's own notes."""
+    notes = []
+    outside = {layer: share for layer, (share, _, _) in active.out_of_range("norm").items() if share > 0}
+    if outside:
+        layer = max(outside, key=lambda index: outside[index])
+        notes.append(
+            f"RMS norms: sums outside the 1/sqrt's range in {len(outside)} layers, most in layer {layer}: "
+            f"{outside[layer]:.2%}"
+        )
+    if any(layer.experts for layer in bench.layers):
+        notes.append("error at the down projections of stacked experts: not measured")
+    return notes
 
 
 def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, dict[str, list[str]]]:

@@ -41,11 +41,14 @@ def _loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids, labels=ids).loss  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
 def _drift(guard: SafetyGuard) -> dict[str, float]:
-    return {
-        side: float((guard.reader.measure(pool.rows) - pool.reference).clamp_min(0).mean())
-        for side, pool in guard.pools.items()
-    }
+    """Of all anchors, by what the guard's keel holds them to."""
+    everything = {side: range(len(pool)) for side, pool in guard.pools.items()}
+    sensor = guard.rule.sensor  # type: ignore[attr-defined]
+    losses = sensor.losses(guard.reader, guard.pools, everything)
+    floors = {side: sensor.floors(guard.pools, side, places) for side, places in everything.items()}
+    return {side: float((losses[side] - floors[side]).clamp_min(0).mean()) for side in losses}
 
 
 def _train(
@@ -66,14 +69,19 @@ def _train(
     return guard
 
 
-def test_keel_holds_the_anchors_where_plain_training_loses_them() -> None:
-    held = _train(tiny_model(), "keel", rows=2)
+@pytest.mark.parametrize(
+    ("target", "pulled"),
+    [("words", {"refuse", "answer"}), ("distribution", {"refuse", "answer"}), ("decision", {"refuse"})],
+)
+def test_keel_holds_the_anchors_where_plain_training_loses_them(target: str, pulled: set[str]) -> None:
+    """Random tokens pull every word away; they do not teach refusing, so an innocent decision stays as it was."""
+    held = _train(tiny_model(), "keel", rows=2, target=target)
     plain_model = tiny_model()
-    watcher = SafetyGuard(plain_model, ANCHORS, "keel")
+    watcher = SafetyGuard(plain_model, ANCHORS, "keel", target=target)
     watcher.prepare()
     _train(plain_model, None)
     lost, kept = _drift(watcher), _drift(held)
-    assert all(value > 0.5 for value in lost.values()), lost
+    assert {side for side, value in lost.items() if value > 0.3} == pulled, lost
     assert all(value <= 0.1 for value in kept.values()), kept
     assert held.counters.steps == 25 and held.counters.acted > 0
 

@@ -13,7 +13,7 @@ from trimtab.tuning.guard import SafetyGuard
 from trimtab.tuning.keel import KeelRule
 from trimtab.tuning.patient import PatientKeelRule
 
-RULE = {"rows": 2, "answer_rows": 2, "calm_rows": 1, "calm_after": 3}
+RULE = {"rows": 2, "answer_rows": 2, "calm_rows": 1, "calm_after": 3, "target": "words"}
 
 
 class Run:

@@ -101,7 +101,7 @@ def test_published_rule_runs(place: Path) -> None:
     assert result.guard == "spf" and result.steps == 6
 
 
-@pytest.mark.parametrize("target", ["words", "distribution"])
+@pytest.mark.parametrize("target", ["decision", "words", "distribution"])
 def test_interrupted_and_resumed_equals_uninterrupted(place: Path, target: str) -> None:
     sft.run(_config(place, "whole", save_strategy="steps", save_steps=3, guard_target=target))
     checkpoint = place / "whole" / "checkpoint-3"

@@ -60,6 +60,8 @@ def trainer_class() -> type:
             total = -(token_weights(logp, aligned, supervised) * logp).sum()
             count = num_items_in_batch if num_items_in_batch is not None else supervised.sum()
             loss = total / count
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # the count is of all processes, and DDP takes the mean
             return (loss, outputs) if return_outputs else loss
 
     return ConstrainedTrainer

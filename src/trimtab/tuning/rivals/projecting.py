@@ -40,6 +40,13 @@ class PerTensorRule:
     def default_anchors(self) -> SafetyAnchors:
         return SafetyAnchors.published()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The count, for a resumed run."""
+        return {"disabled": torch.tensor(self.disabled)}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.disabled = int(tensors.get("disabled", 0))  # older checkpoints did not count on
+
     def step(self, step: Step) -> Report:
         anchor = anchor_gradient(step, self.rows)
         edited = per_tensor(step.gradients, anchor.gradients, self.threshold)

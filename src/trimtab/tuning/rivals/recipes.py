@@ -84,6 +84,7 @@ class SaLora(Recipe):
     rank: int = 10
 
     def before(self, trainer: Any, loaded: LoadedModel) -> None:
+        salora.require_lora(trainer.model)
         if trainer.args.save_strategy != "no" or trainer.args.resume_from_checkpoint:
             raise UsageError(
                 "SaLoRA cannot be resumed here: checkpoints would hold B without C", fix="save_strategy: no"

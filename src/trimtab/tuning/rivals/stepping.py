@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from trimtab.anchors import SafetyAnchors
-from trimtab.errors import GuardError
 from trimtab.gradients.sharding import scalar
 from trimtab.tuning.rivals.common import anchor_gradient, clipped
 from trimtab.tuning.rules import Report, Step
@@ -42,9 +41,6 @@ class AlternatingRule:
 
     def after(self, step: Step, report: Report) -> Report:
         """The second optimizer step, on the anchors alone, at the parameters that the task step left."""
-        if getattr(step.optimizer, "grad_scale", None) is not None:
-            fix = "use an unfused optimizer, or bf16"
-            raise GuardError("a fused optimizer would unscale the anchors' gradient a second time", fix=fix)
         anchor = anchor_gradient(step, self.rows)
         gradients = clipped(anchor.gradients, self.largest_norm)
         for name, parameter in step.parameters.items():

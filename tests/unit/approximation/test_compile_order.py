@@ -1,0 +1,94 @@
+"""``torch.compile`` and approximations: compiled afterwards they are seen, a model compiled before is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.approximation.families import family, token_rows
+
+from trimtab import approximate
+from trimtab.approximation.apply import active_label
+from trimtab.errors import ApproximationError
+from trimtab.models import LoadedModel
+
+IDS = torch.tensor(token_rows(2, 8))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def whole(model: Any) -> Any:
+    return torch.compile(model, backend="eager")
+
+
+def in_place(model: Any) -> Any:
+    model.compile(backend="eager")
+    return model
+
+
+def one_layer(model: Any) -> Any:
+    model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+    return model
+
+
+def one_layer_in_place(model: Any) -> Any:
+    model.model.layers[1].mlp.compile(backend="eager")
+    return model
+
+
+def its_forward(model: Any) -> Any:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiling", [whole, in_place, one_layer, one_layer_in_place, its_forward])
+@pytest.mark.parametrize("ran", [True, False])
+def test_a_model_compiled_before_is_refused(compiling: Callable[[Any], Any], ran: bool) -> None:
+    compiled = compiling(family("llama"))
+    if ran:
+        logits(compiled)  # its code, now cached, would run on without the approximation
+    with (
+        pytest.raises(ApproximationError, match=r"(?s)compiled already.*after approximating"),
+        approximate(compiled, "a4"),
+    ):
+        pass
+    held = LoadedModel(model=compiled, tokenizer=None, name="x")  # type: ignore[arg-type]
+    with pytest.raises(ApproximationError, match="compiled already"), approximate(held, "a4"):
+        pass
+
+
+def test_a_compiled_wrapper_that_ran_is_refused_as_long_as_it_lives() -> None:
+    model = family("llama")
+    exact = logits(model)
+    wrapper = whole(model)
+    assert torch.equal(logits(wrapper), exact)
+    with pytest.raises(ApproximationError, match="wrapper of this model is alive"), approximate(model, "a4"):
+        pass
+    assert active_label(model) == ""
+    del wrapper
+    with approximate(model, "a4"):
+        assert not torch.equal(logits(model), exact)
+
+
+@pytest.mark.parametrize("name", ["a4", "bolt", "noise:up=0.3", "kv4"])
+def test_compiled_inside_the_block_it_is_seen_and_leaves_no_trace(name: str) -> None:
+    model = family("llama")
+    exact = logits(model)
+    with approximate(model, name):
+        eager, compiled = logits(model), whole(model)
+        torch.testing.assert_close(logits(compiled), eager)
+        assert not torch.equal(eager, exact)
+        del compiled
+    assert torch.equal(logits(model), exact)
