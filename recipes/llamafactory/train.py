@@ -3,8 +3,9 @@
     python recipes/llamafactory/train.py my_llamafactory.yaml
 
 LLaMA-Factory's ``run_exp`` takes callbacks from Python, not from its YAML; this file is the whole recipe. Not run where
-this project is tested: LLaMA-Factory 0.9.5 asks for Transformers 5.6.0 at most and trimtab for 5.24 or later, so it waits
-for a LLaMA-Factory that has caught up. The callback is the same that the tests run under Transformers' and TRL's trainers. DeepSpeed configurations are refused by the guard.
+this project is tested: LLaMA-Factory 0.9.5 asks for Transformers 5.6.0 at most and trimtab for 5.24 or later, so it
+waits for a LLaMA-Factory that has caught up. The callback is the same that the tests run under Transformers' and TRL's
+trainers. DeepSpeed configurations are refused by the guard.
 """
 
 from __future__ import annotations

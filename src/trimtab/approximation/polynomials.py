@@ -157,7 +157,8 @@ def puma_silu(x: Tensor) -> Tensor:
     """Two polynomials, on [-8, -4) and [-4, 4]; 0 below, x above."""
     left = polynomial(PUMA_LEFT, x.clamp(-8.0, -4.0))
     middle = polynomial(PUMA_MIDDLE, x.clamp(-4.0, 4.0))
-    return torch.where(x > 4, x, torch.where(x >= -4, middle, torch.where(x >= -8, left, 0.0)))
+    inner = torch.where(x < -4, left, middle)  # in this order a NaN stays one
+    return torch.where(x > 4, x, torch.where(x < -8, 0.0, inner))
 
 
 # --- NEXUS ------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class KeelRule:
         target: what is held (``sensors.py``). "decision": refusals by the aligned model's own first tokens, innocent
             requests by ``-log(1 - P)`` with ``P`` the chance that the reply opens like one of its refusals (nats; other
             words in an answer are no drift). "words": its own first tokens on both sides. "distribution": its whole
-            choice there (KL from the aligned model; ``ref_i`` is 0), which does not let a side become surer than it was.
+            choice there (KL from the aligned model, ``ref_i`` 0), which does not let a side become surer than it was.
     """
 
     rows: int = 5

@@ -203,7 +203,7 @@ def make_changes(before: Before, base: Run, vetted: Sequence[Vetted]) -> Changes
 
 
 def _findings(old: Run, new: Run) -> tuple[str, ...]:
-    """What else differs between the exact models; asked of pooled kinds, since others may want a margin of their own."""
+    """What else differs between the exact models; asked of pooled kinds, for others may want a margin of their own."""
     shared = [name for name in old.axes if name in new.axes and name.partition(":")[0] in _POOLED]
     if not shared:
         return ()
