@@ -32,7 +32,9 @@ def main() -> None:
     install = SafetyGuard.install
 
     def told(guard: SafetyGuard, optimizer: Any) -> Any:
-        print("sharded:", all(is_sharded(p) for p in guard.model.parameters()), file=sys.stderr, flush=True)
+        sys.stderr.write(
+            f"sharded: {all(is_sharded(p) for p in guard.model.parameters())}\n"
+        )  # whole: two processes write
         return install(guard, optimizer)
 
     SafetyGuard.install = told  # type: ignore[method-assign]

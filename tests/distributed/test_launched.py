@@ -72,6 +72,7 @@ def _arguments(place: Path, name: str, batch: int, **changes: object) -> list[st
         "max_steps": STEPS,
         "per_device_train_batch_size": batch,
         "learning_rate": 0.01,
+        "adam_epsilon": 1e-3,  # rounding is not to decide where a gradient is nearly zero
         "use_cpu": True,
         "gradient_checkpointing": False,
         "save_strategy": "no",
