@@ -32,9 +32,8 @@ def main() -> None:
     install = SafetyGuard.install
 
     def told(guard: SafetyGuard, optimizer: Any) -> Any:
-        sys.stderr.write(
-            f"sharded: {all(is_sharded(p) for p in guard.model.parameters())}\n"
-        )  # whole: two processes write
+        sharded = all(is_sharded(parameter) for parameter in guard.model.parameters())
+        sys.stderr.write(f"sharded: {sharded}\n")  # in one piece: two processes write
         return install(guard, optimizer)
 
     SafetyGuard.install = told  # type: ignore[method-assign]

@@ -126,14 +126,12 @@ def alone(place: Path) -> str:
 @pytest.mark.parametrize("program", ["torchrun", "accelerate"])
 def test_ddp_equals_one_process(program: str, place: Path, alone: str) -> None:
     port = str(free_port())
-    launchers = {
-        "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", port],
-        "accelerate": [
-            *["accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1"],
-            *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port],
-        ],
+    accelerate = "accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1"
+    launchers = {  # `--multi_gpu`: for `--cpu` Accelerate starts one process; the devices are CPUs by `use_cpu`
+        "torchrun": f"torch.distributed.run --nproc-per-node 2 --master-port {port}",
+        "accelerate": f"{accelerate} --mixed_precision no --dynamo_backend no --main_process_port {port}",
     }
-    _launch([*launchers[program], "-m", "trimtab"], _arguments(place, program, 2))
+    _launch([*launchers[program].split(), "-m", "trimtab"], _arguments(place, program, 2))
     _assert_same_run(place, program, alone)
 
 
@@ -155,7 +153,7 @@ def test_fsdp2_with_lora_saves_the_adapter_whole_under_a_sharded_state_too(place
     """Accelerate's default, SHARDED_STATE_DICT, would leave nothing in the output folder."""
     configuration = place / "sharded.yaml"
     configuration.write_text(RECIPE.read_text().replace("FULL_STATE_DICT", "SHARDED_STATE_DICT"))
-    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "learning_rate": 0.05}
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0.0}
     sft.run(_arguments(place, "lora-alone", 4, **lora)[1:])
     _fsdp2(configuration, _arguments(place, "lora", 2, **lora))
     _assert_same_run(place, "lora", "lora-alone", "adapter_model.safetensors")

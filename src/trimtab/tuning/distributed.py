@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,24 @@ def reshard(model: nn.Module) -> None:
         give_back = getattr(module, "reshard", None)
         if give_back is not None:
             give_back()
+
+
+class Fresh:
+    """Around an anchor pass: it begins with what the shards hold now. May be entered again and again, as autocast.
+
+    A rule may move the parameters between two of its passes (``keel`` does, when it settles); what an earlier pass
+    without a backward has gathered would be read again.
+    """
+
+    def __init__(self, model: nn.Module, inner: AbstractContextManager[object]) -> None:
+        self._model, self._inner = model, inner
+
+    def __enter__(self) -> object:
+        reshard(self._model)
+        return self._inner.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._inner.__exit__(*raised)
 
 
 @torch.no_grad()

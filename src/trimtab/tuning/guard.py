@@ -19,7 +19,7 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
 from trimtab.tuning.distill import distill, model_of
-from trimtab.tuning.distributed import gather_once, gathered, placed, require_shardable, reshard
+from trimtab.tuning.distributed import Fresh, gather_once, gathered, placed, require_shardable, reshard
 from trimtab.tuning.half import computes_in_half, half_precision, unscale, will_skip
 from trimtab.tuning.pools import AnchorPool, build_pools, reader_for
 from trimtab.tuning.rule_names import make_rule
@@ -220,8 +220,8 @@ class SafetyGuard:
 
     def _forward(self) -> AbstractContextManager[object]:
         if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self._device().type, dtype=self.autocast)
+            return Fresh(self.model, nullcontext())
+        return Fresh(self.model, torch.autocast(self._device().type, dtype=self.autocast))
 
 
 class Handles:
