@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -59,6 +60,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     --guard_calm_after N        keel: calm looks in a row before glances suffice (8)
     --guard_calm_rows N         keel: anchors of each side in a glance (2)
     --guard_settle_rounds N     keel: most looks after the last update (24)
+    --guard_target NAME         keel: decision (default), words or distribution
     --verify_save false         do not reload and check what was saved
     """
     from trimtab.tuning.sft import parse, run
@@ -72,4 +74,5 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
         f"guard {result.guard}: changed {result.acted} of {result.steps} steps",
         f"saved to {result.output_dir}",
     ]
-    emit(vars(result), lines, as_json)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun and accelerate every process comes here
+        emit(vars(result), lines, as_json)

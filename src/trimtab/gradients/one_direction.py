@@ -60,7 +60,7 @@ def per_tensor(task: Gradients, anchor: Gradients, threshold: float = RELEASED_T
     _require_shared(task, anchor)
     edited: dict[str, Tensor] = {}
     total, disabled = 0.0, 0
-    for name in task.keys() & anchor.keys():
+    for name in (name for name in task if name in anchor):  # in one order on every process
         value, size = inner({name: task[name]}, {name: anchor[name]}), _squared({name: anchor[name]})
         total += value
         if value < 0 and size > threshold:

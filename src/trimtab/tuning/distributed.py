@@ -105,11 +105,6 @@ def gradients_by_backward(loss: Tensor, parameters: dict[str, nn.Parameter]) -> 
             parameter.grad = set_aside[name]
 
 
-def spf_sharded(task: dict[str, Tensor], anchor: dict[str, Tensor], rank: int) -> float:
-    """``spf_on_shards`` for its ``<g_task, g_anchor>`` alone."""
-    return spf_on_shards(task, anchor, rank).conflict
-
-
 def spf_on_shards(task: dict[str, Tensor], anchor: dict[str, Tensor], rank: int) -> Surgery:
     """SPF Algorithm 1 in place on sharded gradients; says what was done and leaves ``gradients`` empty.
 

@@ -23,7 +23,7 @@ from trimtab.errors import GuardError
 from trimtab.gradients.factors import SafetyGradient
 from trimtab.gradients.sharding import is_sharded, scalar
 from trimtab.gradients.surgery import joint_step, spf_algorithm1
-from trimtab.tuning.distributed import gradients_by_backward, spf_sharded
+from trimtab.tuning.distributed import gradients_by_backward, spf_on_shards
 from trimtab.tuning.half import dense_gradients, factored_gradient
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 from trimtab.tuning.state import pack_gradient, unpack_gradient
@@ -163,9 +163,14 @@ class SpfRule:
         """FSDP2: the anchors' gradient arrives as shards; one block at a time is gathered, projected, cut again."""
         with torch.enable_grad(), step.forward:
             loss = step.reader.losses(pool.next_rows(self.rows)).mean()
-        conflict = spf_sharded(step.gradients, gradients_of(loss, step.parameters), self.rank)
-        acted: tuple[str, ...] = ("refuse",) if conflict < 0 else ()
-        return Report(anchor_loss={"refuse": scalar(loss.detach())}, conflict=conflict, acted=acted)
+        done = spf_on_shards(step.gradients, gradients_of(loss, step.parameters), self.rank)
+        return Report(
+            anchor_loss={"refuse": scalar(loss.detach())},
+            conflict=done.conflict,
+            cosine=done.cosine,
+            removed=done.removed,
+            acted=("refuse",) if done.projected else (),
+        )
 
     def finish(self, step: Step) -> list[Report]:  # noqa: ARG002 - a projection never pulls back
         return []
