@@ -60,7 +60,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     --guard_calm_after N        keel: calm looks in a row before glances suffice (8)
     --guard_calm_rows N         keel: anchors of each side in a glance (2)
     --guard_settle_rounds N     keel: most looks after the last update (24)
-    --guard_target NAME         keel: decision (default), words or distribution
+    --guard_target NAME         keel: words (default), distribution or decision
     --verify_save false         do not reload and check what was saved
     """
     from trimtab.tuning.sft import parse, run

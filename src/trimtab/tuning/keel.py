@@ -72,7 +72,7 @@ class KeelRule:
     calm_after: int = 8
     settle_rounds: int = 24
     settle_calm: int = 3
-    target: str = "decision"
+    target: str = "words"
     name: str = "keel"
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ class GuardArguments:
     )
     guard_target: str | None = field(
         default=None,
-        metadata={"help": "keel: what is held of the aligned model: its decision (default), words or distribution."},
+        metadata={"help": "keel: what is held of the aligned model: its words (default), distribution or decision."},
     )
     guard_calm_looks: int | None = field(
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}
