@@ -24,9 +24,9 @@ from trimtab.gradients.sharding import is_sharded, scalar, whole
 from trimtab.gradients.subspace import basis_of_matrix
 from trimtab.gradients.surgery import Surgery, full_precision_matmul, project_out, remove_direction
 
-#: Rules that would be wrong on shards, and why; ``require_shardable`` refuses them.
+#: Rules that would be wrong on shards or are not known to be right, and why; ``require_shardable`` refuses them.
 UNSHARDABLE = {
-    "per-tensor": "its test of each tensor is not taken in one order on every process",
+    "per-tensor": "it is not shown to equal one process",
     "asft": "its penalty multiplies whole matrices with LoRA's factors",
 }
 

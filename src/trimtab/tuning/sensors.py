@@ -127,7 +127,10 @@ def not_refused(chances: Tensor) -> Tensor:
     Args:
         chances: log-probabilities, anchors x openings (none the beginning of another, so they exclude each other).
     """
-    refused = chances.logsumexp(1).clamp_max(-1e-6)  # 1 - P is no number where P is one
+    refused = chances.logsumexp(1)
+    # 1 - P is no number where P is one. The value is held just below, its slope is kept: such an anchor is the one that
+    # must be pulled back.
+    refused = refused - (refused.detach() + 1e-6).clamp_min(0)
     sure, unsure = torch.log(-torch.expm1(refused)), torch.log1p(-refused.exp())  # each exact where it is taken
     return -torch.where(refused > -math.log(2), sure, unsure)
 

@@ -268,7 +268,9 @@ def verify_saved(folder: Path, model: Any, loaded: models.LoadedModel, is_main: 
         TrimtabError: on the main process, when they differ by more than rounding.
     """
     if getattr(loaded.model, "is_quantized", False):
-        return  # reloading needs the quantisation settings; PEFT's own tests cover the adapter
+        if is_main:  # reloading needs the quantisation settings; PEFT's own tests cover the adapter
+            print("note: the base is quantised, so what was saved is not compared with memory", file=sys.stderr)
+        return
     sharded = any(is_sharded(parameter) for parameter in model.parameters())
     if not (is_main or sharded):
         return

@@ -74,6 +74,9 @@ def test_the_gradient_is_that_of_finite_differences_and_survives_near_certainty(
             step[place] = 1e-7
             slope = (exact(np.array(start) + step) - exact(np.array(start) - step)) / 2e-7
             assert float(chances.grad[0, place]) == pytest.approx(slope, rel=5e-3)
+    certain = torch.tensor([[0.0]], requires_grad=True)  # refused for sure: it must still be pulled back
+    not_refused(certain).sum().backward()
+    assert certain.grad is not None and torch.isfinite(certain.grad).all() and float(certain.grad) > 1e5
     assert float(not_refused(torch.tensor([[-20.0]]))) == pytest.approx(math.exp(-20), rel=1e-4)
 
 
