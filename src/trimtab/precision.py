@@ -1,7 +1,7 @@
 """Where bfloat16 is used for training, and where not.
 
-Covered: whether this machine computes in bfloat16 natively, and the scope that does so. Not covered: the type that
-weights are loaded in (``models.py``) and TRL's own flags (``tuning/sft.py``).
+Covered: whether this machine computes in bfloat16 natively, and the scope that does so; widening what sums are taken
+of. Not covered: the type that weights are loaded in (``models.py``) and TRL's own flags (``tuning/sft.py``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def cpu_has_bfloat16() -> bool:
@@ -26,3 +27,8 @@ def training_scope(device: torch.device, bf16: bool | None) -> AbstractContextMa
     if bf16 is None:
         bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu_has_bfloat16()
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they are; any shape, differentiable."""
+    return values if values.dtype.itemsize >= 4 else values.float()

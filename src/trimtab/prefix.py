@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trimtab.precision import at_least_float32
+
 LEAST_TOKENS = 4  # a shorter prefix does not pay for a second pass
 
 
@@ -72,14 +74,14 @@ def read(model: Any, batch: PrefixedBatch, **options: Any) -> Any:
 def reply_logits(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> list[Tensor]:
     """For each row (ids of a prompt, ids of its reply) the logits that predict the reply: reply tokens x vocabulary.
 
-    Float32, differentiable; only the replies' positions pass through the output layer.
+    Float32 at least, differentiable; only the replies' positions pass through the output layer.
     """
     fed = [[*prompt, *reply[:-1]] for prompt, reply in rows]
     longest = min(len(prompt) for prompt, _ in rows) - 1
     shared = min(shared_length(fed), longest) if supports(model) else 0
     batch = collate(fed, pad_id, shared).to(model.device)
     width = max(len(reply) for _, reply in rows)
-    logits = read(model, batch, logits_to_keep=width).logits.float()
+    logits = at_least_float32(read(model, batch, logits_to_keep=width).logits)
     return [logits[index, width - len(reply) :] for index, (_, reply) in enumerate(rows)]
 
 
@@ -105,7 +107,7 @@ def branch_chances(
         input_ids=batch.ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **known
     )
     first = torch.tensor([branch[0] for branch in branches], device=model.device)
-    total: Tensor = read_once.logits[:, -1].float().log_softmax(-1)[:, first]  # prompts x branches
+    total: Tensor = at_least_float32(read_once.logits[:, -1]).log_softmax(-1)[:, first]  # prompts x branches
     fed = collate_right([branch[:-1] for branch in branches], pad_id).to(model.device)
     if fed.ids.shape[1] == 0:
         return total
@@ -120,9 +122,9 @@ def branch_chances(
         position_ids=starts + torch.arange(follows.shape[1], device=model.device),
         cache=read_once.cache,
         use_cache=True,
-    ).logits.float()  # (prompts x branches) x width x vocabulary
+    ).logits  # (prompts x branches) x width x vocabulary
     said = collate_right([branch[1:] for branch in branches], pad_id).ids.to(model.device).repeat(rows, 1)
-    each = logits.log_softmax(-1).gather(-1, said[..., None])[..., 0]
+    each = at_least_float32(logits).log_softmax(-1).gather(-1, said[..., None])[..., 0]
     after: Tensor = (each * valid).sum(1).view(rows, count)
     return total + after
 

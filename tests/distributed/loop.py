@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 from tests.tiny import tiny_model
@@ -27,12 +28,16 @@ STUCK = timedelta(seconds=300)  # a rank that waits longer for the other one has
 
 @dataclass(frozen=True)
 class Case:
-    """A rule with its options, on all parameters or on LoRA's; ``resume_at``: a new guard continues from that step."""
+    """A rule with its options, on all parameters or on LoRA's; ``resume_at``: a new guard continues from that step.
+
+    ``tolerance``: of a parameter at the end, absolute; larger where the rule itself works in float32.
+    """
 
     rule: str
     options: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
     resume_at: int | None = None
+    tolerance: float = 1e-5
 
 
 #: By name; "keel-glances" begins every step with a glance, as after a calm stretch.
@@ -42,8 +47,8 @@ CASES: dict[str, Case] = {
     "keel-lora": Case("keel", {"margin": 0.001}, lora=True),  # adapters move this model little in ten steps
     "mixing": Case("mixing"),
     "mixing-lora": Case("mixing", lora=True),
-    "spf": Case("spf", {"rank": 2}),
-    "spf-lora": Case("spf", {"rank": 2}, lora=True),
+    "spf": Case("spf", {"rank": 2}, tolerance=2e-4),
+    "spf-lora": Case("spf", {"rank": 2}, lora=True, tolerance=2e-4),
     "a-gem": Case("a-gem"),
     "pcgrad": Case("pcgrad"),
     "safegrad": Case("safegrad"),
@@ -78,8 +83,12 @@ def joined(rank: int, world: int) -> Iterator[None]:
 
 
 def model_of(case: Case) -> LoadedModel:
-    """The tiny model, with adapters where the case trains them; the same on every rank."""
+    """The tiny model, with adapters where the case trains them; the same on every rank.
+
+    In double precision: what is compared is which sums are taken, and float32's rounding would decide near a margin.
+    """
     loaded = tiny_model()
+    loaded.model.double()
     if not case.lora:
         return loaded
     model: Any = get_peft_model(loaded.model, LoraConfig(r=4, target_modules="all-linear"))
@@ -100,7 +109,8 @@ def train_guarded(
             guard = _resumed(guard, loaded, model, case, rank, world, folder)
             handle, guard.history = guard.install(optimizer), history
         part = batch.chunk(world)[rank]
-        model(input_ids=part, labels=part).loss.backward()
+        logits = model(input_ids=part).logits  # Transformers' own loss is in float32
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), part[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
     handle.remove()
@@ -126,11 +136,11 @@ def save(folder: str, rank: int, world: int, state: dict[str, torch.Tensor], act
     torch.save({"state": state, "acted": acted}, Path(folder) / f"{world}-{rank}.pt")
 
 
-def assert_equal_to_one(folder: Path) -> None:
+def assert_equal_to_one(folder: Path, tolerance: float) -> None:
     """Both ranks decided and ended as the single process did; their parameters are bit-identical to each other."""
     one, first, second = (torch.load(folder / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert len(one["acted"]) >= STEPS and first["acted"] == second["acted"] == one["acted"]
     assert any(one["acted"])
     for name, tensor in one["state"].items():
         assert torch.equal(first["state"][name], second["state"][name]), f"the ranks differ in {name}"
-        torch.testing.assert_close(first["state"][name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(first["state"][name], tensor, atol=tolerance, rtol=10 * tolerance)

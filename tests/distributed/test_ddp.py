@@ -34,4 +34,4 @@ def test_two_processes_equal_one(rule: str, bucket_view: bool, tmp_path: Path, m
     monkeypatch.setenv("TRIMTAB_TEST_PORT", str(free_port()))
     _run(0, 1, rule, str(tmp_path), bucket_view)
     mp.spawn(_run, args=(2, rule, str(tmp_path), bucket_view), nprocs=2)
-    assert_equal_to_one(tmp_path)
+    assert_equal_to_one(tmp_path, CASES[rule].tolerance)

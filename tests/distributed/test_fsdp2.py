@@ -135,7 +135,7 @@ def _said(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_sharded_processes_equal_one(name: str, two_processes: Path) -> None:
     _run_case(name, two_processes / name, 0, 1)
-    assert_equal_to_one(two_processes / name)
+    assert_equal_to_one(two_processes / name, CASES[name].tolerance)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -58,5 +58,11 @@ def _wrapped_elsewhere(model: Any) -> str:
     dynamo = sys.modules.get("torch._dynamo.utils")
     if dynamo is None or not getattr(dynamo, "counters", True):
         return ""  # nothing was compiled in this process, so the search below (a quarter of a second) is spared
-    held = [one for one in gc.get_referrers(model) if isinstance(one, dict)]
-    return "a compiled wrapper of this model is alive" if any(one.get("_orig_mod") is model for one in held) else ""
+    if not _held_as_compiled(model):
+        return ""
+    gc.collect()  # a dropped wrapper sits in reference cycles until the collector passes
+    return "a compiled wrapper of this model is alive" if _held_as_compiled(model) else ""
+
+
+def _held_as_compiled(model: Any) -> bool:
+    return any(isinstance(one, dict) and one.get("_orig_mod") is model for one in gc.get_referrers(model))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
+from trimtab.precision import at_least_float32
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 from trimtab.tuning.rules import Report, Step, gradients_of, inner_product, move_jointly
 from trimtab.tuning.sensors import SENSORS, Sensor
@@ -213,7 +214,7 @@ class KeelRule:
 def add_to(summed: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
     """Add the parameters' present values, in float32 at least."""
     for name, parameter in parameters.items():
-        value = parameter.detach().float() if parameter.dtype.itemsize < 4 else parameter.detach()
+        value = at_least_float32(parameter.detach())
         summed[name] = summed[name] + value if name in summed else value.clone()
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trimtab.precision import at_least_float32
+
 LIKELIEST = 16  # a refusal's first tokens have few alternatives; 3 tokens of 168 anchors then take 64 KB
 
 
@@ -67,7 +69,7 @@ def joined(parts: Sequence[Likely]) -> Likely:
 
 
 def _chances(logits: Tensor, tokens: Tensor) -> Tensor:
-    everything = logits.float().log_softmax(-1)
+    everything = at_least_float32(logits).log_softmax(-1)
     others = everything.scatter(-1, tokens, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([everything.gather(-1, tokens), others], dim=-1)
 

@@ -20,6 +20,7 @@ from trimtab.errors import GuardError
 from trimtab.four_bits import keep_order
 from trimtab.generation import render
 from trimtab.models import LoadedModel
+from trimtab.precision import at_least_float32
 from trimtab.prefix import PrefixedBatch
 from trimtab.tuning.likely import Likely, divergences, joined, likely_of
 
@@ -47,9 +48,9 @@ class AnchorBatch:
         return token.sum(1) / self.used.sum(1)
 
     def logits(self, model: nn.Module) -> Tensor:
-        """Predictions of the supervised tokens, rows x reply width x vocabulary, float32; differentiable."""
+        """Predictions of the supervised tokens, rows x reply width x vocabulary, float32 at least; differentiable."""
         logits: Tensor = prefix.read(model, self.tokens, logits_to_keep=self.labels.shape[1]).logits
-        return logits.float()
+        return at_least_float32(logits)
 
     @property
     def used(self) -> Tensor:

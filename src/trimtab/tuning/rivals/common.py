@@ -12,6 +12,7 @@ from torch import Tensor
 from trimtab import prefix
 from trimtab.errors import GuardError
 from trimtab.gradients.sharding import scalar
+from trimtab.precision import at_least_float32
 from trimtab.tuning.pools import AnchorReader, TokenisedAnchor
 from trimtab.tuning.rules import Step, gradients_of, require_pool
 
@@ -41,7 +42,7 @@ def anchor_gradient(step: Step, rows: int) -> AnchorGradient:
 def decision_log_probabilities(reader: AnchorReader, rows: Sequence[TokenisedAnchor]) -> Tensor:
     """Log-probabilities at every supervised position, rows in order; tokens x vocabulary, float32."""
     batch = reader.batch(rows)
-    logits = prefix.read(reader.model, batch.tokens, logits_to_keep=batch.labels.shape[1]).logits.float()
+    logits = at_least_float32(prefix.read(reader.model, batch.tokens, logits_to_keep=batch.labels.shape[1]).logits)
     found: Tensor = logits[batch.labels != -100].log_softmax(-1)
     return found
 

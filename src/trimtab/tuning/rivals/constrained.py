@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimtab.precision import at_least_float32
+
 BETA, FIRST, EARLY, EARLY_UNTIL, FLOOR = 0.1, 5.0, 20.0, 5, 1e-3
 
 
@@ -34,7 +36,7 @@ def token_weights(logp: Tensor, aligned: Tensor, supervised: Tensor) -> Tensor:
 
 def token_logp(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label; rows x positions, 0 where the label is -100."""
-    return -F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    return -F.cross_entropy(at_least_float32(logits).transpose(1, 2), labels, ignore_index=-100, reduction="none")
 
 
 def trainer_class() -> type:
