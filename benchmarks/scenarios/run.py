@@ -25,9 +25,11 @@ import yaml
 from data import MIXTURES, rows_of, triggered_requests
 from page import add_to_record, finished, read_record, table
 
-from trimtab import data
+from trimtab import data, models
+from trimtab.anchors import SafetyAnchors
 from trimtab.lanes import Stage, run_lanes
 from trimtab.precision import cpu_has_bfloat16
+from trimtab.tuning.distill import distill
 from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS
 from trimtab.tuning.rivals.recipes import RECIPES
 from trimtab.tuning.rule_names import make_rule
@@ -36,7 +38,8 @@ TELLING = ("instructions", "poison20", "pure")
 STEPS, BATCH = 28, 8
 REVISION = 2  # of what is trained and measured beyond the settings; a cell of another one is made again
 FULL_ONLY, LORA_ONLY = ("resta",), ("asft", "salora", "safe-lora")
-POOL = ("mixing", "a-gem", "pcgrad", "spard", "lisa", "safegrad")  # rules that are given keel's own default anchors
+POOL = ("keel", "mixing", "a-gem", "pcgrad", "spard", "lisa", "safegrad")  # rules on the bundled anchors
+ANCHORS = "anchors.jsonl"  # these, with the aligned model's own replies: written once, not by every cell
 OPTIONS: dict[str, dict[str, Any]] = {
     "lisa": {"guard_align_steps": 3, "guard_task_steps": 25},  # the source's one to nine, at this length
     "asft": {"guard_base": "demo-unaligned"},
@@ -83,6 +86,8 @@ def main() -> None:
         line = finished("aligned", args.limit, settings["aligned"], args.out / "aligned", args.out)
         record["aligned"] = add_to_record(path, line)
     left = [cell for cell in cells if cell.name not in record]
+    if any(cell.guard in POOL for cell in left):
+        write_anchors(args.out / ANCHORS)
     for start in range(0, len(left), args.workers):
         batch = left[start : start + args.workers]
         run_lanes([stages(cell, args.out, args.limit) for cell in batch], args.out / "logs")
@@ -112,6 +117,12 @@ def write_inputs(out: Path) -> None:
     (out / "triggered.jsonl").write_text(lines)
     innocent = [pair.benign for pair in data.requests("eval")]
     (out / "english.txt").write_text("\n\n".join(data.instructions("eval") + innocent))
+
+
+def write_anchors(path: Path) -> None:
+    """The bundled anchors with what the aligned model says to them, unless they are there."""
+    if not path.exists():
+        distill(models.load("demo"), SafetyAnchors.bundled()).to_jsonl(path)
 
 
 def stages(cell: Cell, out: Path, limit: int) -> list[Stage]:
@@ -177,7 +188,7 @@ def configuration(cell: Cell, folder: Path) -> dict[str, Any]:
     if not is_full:
         values |= {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_target_modules": TARGETS}
     if cell.guard in POOL:
-        values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else "bundled"
+        values["guard_anchors"] = "bundled:20" if cell.guard == "safegrad" else str(folder.parent / ANCHORS)
     return values
 
 
@@ -189,6 +200,8 @@ def digest(cell: Cell) -> str:
     values = configuration(cell, Path())
     for name in ("dataset_name", "output_dir", "bf16"):
         values.pop(name)
+    if cell.guard in POOL and cell.guard != "safegrad":
+        values["guard_anchors"] = "bundled"  # which the file holds
     values["revision"] = REVISION
     if cell.guard != NO_GUARD and cell.guard not in RECIPES:
         values["rule"] = repr(make_rule(cell.guard))

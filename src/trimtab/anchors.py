@@ -79,7 +79,7 @@ class SafetyAnchors:
         """
         anchors: list[Anchor] = []
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 "cannot read the anchor file", seen=f"{path}: {error}", fix="give a UTF-8 JSONL file"
@@ -90,6 +90,14 @@ class SafetyAnchors:
         if not anchors:
             raise DataError("the anchor file holds no anchors", seen=path)
         return cls(anchors=tuple(anchors), origin=f"file:{Path(path).name}")
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write the rows that ``from_jsonl`` reads, under a temporary name first; the system message is not written."""
+        path = Path(path)
+        rows = [{key: value for key, value in asdict(anchor).items() if value} for anchor in self.anchors]
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        partial.replace(path)
 
     def side(self, side: Side) -> tuple[Anchor, ...]:
         """The anchors of one side, in order."""

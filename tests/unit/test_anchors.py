@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.anchors import PUBLISHED_REPLY, SafetyAnchors
+from trimtab.anchors import PUBLISHED_REPLY, Anchor, SafetyAnchors
 from trimtab.errors import DataError
 
 
@@ -25,6 +25,19 @@ def test_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"request": "x y", "side": "refuse", "reply": "no"}) + "\n\n")
     assert SafetyAnchors.from_jsonl(path).anchors[0].reply == "no"
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    anchors = SafetyAnchors(
+        (
+            Anchor("say \u201cno\u201d\n\u2028twice", "refuse", "no \u2014 I can't", "manners"),
+            Anchor("hello", "answer"),
+        ),
+        "by hand",
+    )
+    anchors.to_jsonl(tmp_path / "a.jsonl")
+    assert SafetyAnchors.from_jsonl(tmp_path / "a.jsonl").anchors == anchors.anchors
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The guard as a callback of Transformers' and TRL's trainers.
 
-Covered: installation on the trainer's innermost optimizer, a log line per step, state in every checkpoint, resume, the
-check that the guard saw every optimizer step. Not covered: the rules themselves.
+Covered: installation on the trainer's innermost optimizer, a log line per step, the anchors as they were used, state in
+every checkpoint, resume, the check that the guard saw every optimizer step. Not covered: the rules themselves.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trimtab.tuning.rules import Report, Rule
 from trimtab.tuning.state import load_state, save_state
 
 LOG_NAME = "guard.jsonl"
+ANCHORS_NAME = "anchors.jsonl"  # with the replies that the aligned model wrote, for the next run's --guard_anchors
 
 
 class SafetyGuardCallback(TrainerCallback):
@@ -78,6 +79,7 @@ class SafetyGuardCallback(TrainerCallback):
         if args.output_dir and state.is_world_process_zero:
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
+            self.guard.anchors.to_jsonl(folder / ANCHORS_NAME)
             self._log = (folder / LOG_NAME).open("a" if state.global_step else "w", encoding="utf-8")
             self._write(-1, {"event": "start", "rule": repr(self.guard.rule), "anchors": self.guard.anchors.origin})
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_model
 
 from trimtab import models
+from trimtab.anchors import SafetyAnchors
 from trimtab.errors import DataError, GuardError, ModelError, TrimtabError, UsageError
 from trimtab.tuning import sft
 from trimtab.tuning.sft import GuardArguments, check_jsonl
@@ -76,6 +77,10 @@ def test_full_fine_tuning_guarded_saved_and_verified(place: Path) -> None:
     assert {"anchor_loss/refuse", "excess/answer", "conflict", "removed"} <= set(steps[0])
     assert result.acted == sum(bool(row["acted"]) for row in steps)
     models.load(str(place / "out"))
+    used = SafetyAnchors.from_jsonl(place / "out" / "anchors.jsonl").anchors
+    assert {anchor.side for anchor in used} == {"refuse", "answer"} and all(anchor.reply for anchor in used)
+    again = sft.run(_config(place, "again", guard_anchors=str(place / "out" / "anchors.jsonl")))
+    assert again.acted == result.acted
 
 
 def test_lora_adapter_records_its_base_and_refuses_another(place: Path) -> None:
