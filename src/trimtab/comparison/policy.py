@@ -33,7 +33,8 @@ class Policy:
         power: the chance that "smallest difference that could have been found" refers to; in (0, 1).
         margin: how much worse a binary axis may be and still pass, in absolute share (0.05 is 5 points); in (0, 1).
         relative_margin: the same for continuous axes without a margin of their own, relative: for "perplexity" the
-            factor is 1 + this, for others this times the absolute mean of the base.
+            factor is 1 + this, for others this times the absolute mean of the base ("structeval" with a mean of 0:
+            ``margin``).
         margins: margins by axis name, in the axis' own unit (share; nats for perplexity); "compliance" also covers
             "compliance:<data set>" where that has none of its own.
         max_lost: largest share of the base's scored items that the candidate may lack or leave unscored before a pass
@@ -76,7 +77,7 @@ class Policy:
             base_mean: mean value of the base, used only for a relative margin.
 
         Raises:
-            UsageError: where the margin is relative to a mean of zero.
+            UsageError: where the margin is relative to a mean of zero of a quantity that has no natural unit.
         """
         family = axis.name.split(":", 1)[0]
         named = self.margins.get(axis.name, self.margins.get(family))
@@ -87,6 +88,8 @@ class Policy:
         if family == "perplexity":
             return math.log1p(self.relative_margin)  # values are log-likelihoods, so a factor is a sum
         margin = self.relative_margin * abs(base_mean)
+        if margin == 0.0 and family == "structeval":
+            return self.margin  # its score is a share too
         if margin == 0.0:
             raise UsageError(
                 f"axis {axis.name!r} has a relative margin, but the base mean is 0",

@@ -84,6 +84,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_policy(tmp_path / "nowhere.yaml")
 
 
+def test_structured_output_that_the_base_cannot_write_at_all_takes_the_margin_of_a_share() -> None:
+    axis = continuous_axis([0.0], name="structeval:t")
+    assert Policy(margin=0.02).margin_for(axis, 0.0) == 0.02
+    assert Policy().margin_for(axis, 0.5) == pytest.approx(0.025)
+
+
 def test_a_relative_margin_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match=r"margin\.latency"):
         Policy().margin_for(continuous_axis([0.0], name="latency"), 0.0)
