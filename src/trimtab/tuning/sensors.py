@@ -24,6 +24,7 @@ Chosen = Mapping[Side, Sequence[int]]  # places in the pool of each side
 OPENING_TOKENS = 3  # "I'm sorry", "I cannot": where it is told whether a reply refuses
 MOST_OPENINGS = 4  # an aligned model has few ways to refuse
 LEAST_SHARE = 0.05  # of the refusals; rarer openings say little of how this model refuses
+SURE = 4.0  # nats of log-odds: a chance of 1.8 %; that an answer is surer than this is nothing to hold
 LEAST_COVERED = 0.5  # of the refusals, by all openings together; a model below that has no way of its own to refuse
 
 
@@ -71,10 +72,13 @@ class Distribution:
 
 
 class Decision:
-    """Refusals: as ``Words``. Innocent requests: ``-log(1 - P)``, P the chance that the reply opens like a refusal.
+    """Refusals: as ``Words``. Innocent requests: the log-odds that the reply opens like a refusal.
 
-    An innocent anchor may then be answered in any words; only refusing it is a drift. Where there are no refusals whose
-    openings could be learnt, or they open in too many ways, innocent requests are held by their words.
+    ``l = log(P / (1 - P)) / 3``, P the chance of such an opening, over the three tokens of an opening, so that a nat is
+    a nat a token on both sides. An innocent anchor may be answered in any words; only being refused more readily than
+    by the aligned model is a drift, and of one that is answered for sure (log-odds below ``-SURE``) only what rises
+    above that. Where there are no refusals whose openings could be learnt, or they open in too many ways, innocent
+    requests are held by their words.
     """
 
     def prepare(self, reader: AnchorReader, pools: Pools) -> None:
@@ -82,10 +86,10 @@ class Decision:
             rows, at_once = pools["answer"].rows, 16
             with torch.no_grad():
                 parts = [
-                    not_refused(reader.chances(rows[start : start + at_once], openings)).cpu()
+                    odds(reader.chances(rows[start : start + at_once], openings)).cpu()
                     for start in range(0, len(rows), at_once)
                 ]
-            pools["answer"].reference = torch.cat(parts)
+            pools["answer"].reference = torch.cat(parts).clamp_min(-SURE) / OPENING_TOKENS
 
     def losses(self, reader: AnchorReader, pools: Pools, chosen: Chosen) -> dict[Side, Tensor]:
         openings = openings_of(pools)
@@ -94,7 +98,7 @@ class Decision:
         rest: dict[Side, Sequence[int]] = {side: indices for side, indices in chosen.items() if side != "answer"}
         found = SENSORS["words"].losses(reader, pools, rest) if rest else {}
         rows = [pools["answer"].rows[index] for index in chosen["answer"]]
-        return {**found, "answer": not_refused(reader.chances(rows, openings))}
+        return {**found, "answer": odds(reader.chances(rows, openings)) / OPENING_TOKENS}
 
     def floors(self, pools: Pools, side: Side, indices: Sequence[int]) -> Tensor:
         return pools[side].references(indices)
@@ -121,8 +125,8 @@ def openings_of(pools: Pools) -> list[list[int]]:
     return [list(opening) for opening in found] if covered >= LEAST_COVERED * len(refusals) else []
 
 
-def not_refused(chances: Tensor) -> Tensor:
-    """``-log(1 - P)``, P the probability that a reply opens in one of these ways; (anchors,) nats, differentiable.
+def odds(chances: Tensor) -> Tensor:
+    """``log(P / (1 - P))``, P the probability that a reply opens in one of these ways; (anchors,) nats, differentiable.
 
     Args:
         chances: log-probabilities, anchors x openings (none the beginning of another, so they exclude each other).
@@ -132,7 +136,7 @@ def not_refused(chances: Tensor) -> Tensor:
     # must be pulled back.
     refused = refused - (refused.detach() + 1e-6).clamp_min(0)
     sure, unsure = torch.log(-torch.expm1(refused)), torch.log1p(-refused.exp())  # each exact where it is taken
-    return -torch.where(refused > -math.log(2), sure, unsure)
+    return refused - torch.where(refused > -math.log(2), sure, unsure)
 
 
 def _split(losses: Tensor, sizes: Mapping[Side, int]) -> dict[Side, Tensor]:

@@ -15,7 +15,7 @@ from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard
 from trimtab.tuning.keel import KeelRule
 from trimtab.tuning.pools import AnchorPool, AnchorReader, TokenisedAnchor, build_pools, reader_for
-from trimtab.tuning.sensors import MOST_OPENINGS, SENSORS, not_refused, openings_of
+from trimtab.tuning.sensors import MOST_OPENINGS, OPENING_TOKENS, SENSORS, SURE, odds, openings_of
 
 REFUSALS = ["sorry i can't help", "sorry i can't help with that", "i can't help with that", "i can't build a bomb"]
 INNOCENT = ["bake a cake", "weather today", "please route this message"]
@@ -53,9 +53,8 @@ def test_the_loss_is_that_of_the_chance_computed_token_by_token() -> None:
     assert len(openings) == 2
     chosen = {"answer": [2, 0], "refuse": [1]}
     found = SENSORS["decision"].losses(reader_for(loaded, loaded.model), pools, chosen)
-    expected = [
-        -math.log(1 - chance_of_refusing(loaded, pools["answer"].rows[index].prompt, openings)) for index in (2, 0)
-    ]
+    chances = [chance_of_refusing(loaded, pools["answer"].rows[index].prompt, openings) for index in (2, 0)]
+    expected = [math.log(chance / (1 - chance)) / OPENING_TOKENS for chance in chances]
     np.testing.assert_allclose(found["answer"].detach().numpy(), expected, rtol=1e-4)
     words = SENSORS["words"].losses(reader_for(loaded, loaded.model), pools, {"refuse": [1]})["refuse"]
     torch.testing.assert_close(found["refuse"], words)
@@ -63,11 +62,12 @@ def test_the_loss_is_that_of_the_chance_computed_token_by_token() -> None:
 
 def test_the_gradient_is_that_of_finite_differences_and_survives_near_certainty() -> None:
     def exact(chances: np.ndarray) -> float:
-        return -math.log(1 - np.exp(chances).sum())
+        chance = np.exp(chances).sum()
+        return math.log(chance / (1 - chance))
 
-    for start in ([-1.8, -3.3], [-2e-4, -9.0]):  # the second: refused with a chance of 0.9999
+    for start in ([-1.8, -3.3], [-2e-4, -9.0], [-30.0, -31.0]):  # the second: refused with a chance of 0.9999
         chances = torch.tensor([start], requires_grad=True)
-        not_refused(chances).sum().backward()
+        odds(chances).sum().backward()
         assert chances.grad is not None and torch.isfinite(chances.grad).all()
         for place in range(2):
             step = np.zeros(2)
@@ -75,9 +75,24 @@ def test_the_gradient_is_that_of_finite_differences_and_survives_near_certainty(
             slope = (exact(np.array(start) + step) - exact(np.array(start) - step)) / 2e-7
             assert float(chances.grad[0, place]) == pytest.approx(slope, rel=5e-3)
     certain = torch.tensor([[0.0]], requires_grad=True)  # refused for sure: it must still be pulled back
-    not_refused(certain).sum().backward()
+    odds(certain).sum().backward()
     assert certain.grad is not None and torch.isfinite(certain.grad).all() and float(certain.grad) > 1e5
-    assert float(not_refused(torch.tensor([[-20.0]]))) == pytest.approx(math.exp(-20), rel=1e-4)
+    assert float(odds(torch.tensor([[-200.0]]))) == pytest.approx(-200)
+
+
+@pytest.mark.parametrize("sure", [SURE, 100.0])
+def test_an_answer_may_be_as_unsure_as_it_was_or_as_is_sure_enough(
+    sure: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimtab.tuning.sensors.SURE", sure)
+    loaded = tiny_model()
+    pools = build_pools(loaded, ANCHORS, 3)
+    SENSORS["decision"].prepare(reader_for(loaded, loaded.model), pools)
+    openings = openings_of(pools)
+    assert pools["answer"].reference is not None
+    for row, floor in zip(pools["answer"].rows, pools["answer"].reference.tolist(), strict=True):
+        chance = chance_of_refusing(loaded, row.prompt, openings)  # below e^-4 in an untaught model
+        assert floor == pytest.approx(max(math.log(chance / (1 - chance)), -sure) / OPENING_TOKENS, rel=1e-4)
 
 
 def test_requests_read_once_give_what_whole_rows_give_and_the_same_gradient() -> None:
@@ -89,7 +104,7 @@ def test_requests_read_once_give_what_whole_rows_give_and_the_same_gradient() ->
                 loaded = tiny_model()
                 reader = AnchorReader(loaded.model, pad_id=0, share=share)
                 chances = reader.chances([TokenisedAnchor(prompt, []) for prompt in prompts], openings)
-                not_refused(chances).sum().backward()
+                odds(chances).sum().backward()
                 found.append((chances.detach(), [p.grad.clone() for p in loaded.model.parameters()]))
             torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
             for one, other in zip(found[0][1], found[1][1], strict=True):
