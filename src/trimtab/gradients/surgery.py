@@ -132,7 +132,7 @@ def joint_step(losses: Tensor, gram: Tensor) -> Tensor:
         losses: (k,) not negative, k small.
         gram: (k, k) symmetric, float64.
     """
-    active = [i for i in range(len(losses)) if float(losses[i]) > 0 and float(gram[i, i]) > 0]
+    active = [i for i in range(len(losses)) if float(losses[i]) >= 0 and float(gram[i, i]) > 0]
     multipliers = torch.zeros(len(losses), dtype=torch.float64)
     while active:
         part = gram[active][:, active].double()

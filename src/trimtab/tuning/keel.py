@@ -20,7 +20,7 @@ from trimtab.errors import GuardError, UsageError
 from trimtab.precision import at_least_float32
 from trimtab.tuning.pools import AnchorPool, AnchorReader
 from trimtab.tuning.rules import Report, Step, gradients_of, inner_product, move_jointly
-from trimtab.tuning.sensors import SENSORS, Sensor
+from trimtab.tuning.sensors import SENSORS, Chosen, Sensor
 
 
 class Drift(NamedTuple):
@@ -38,7 +38,7 @@ class KeelRule:
     above their own losses in the aligned model, ``h = mean_i max(0, l_i - ref_i)``. While no side is above ``margin``
     nothing is done. Otherwise, with ``H`` the sum over the sides that are, the task gradient loses its component
     against ``grad H``, if it has one, and the parameters take one Polyak step on ``H``: the shortest step that brings
-    the linearised drift back to zero. The step does not pass through the optimizer, so the anchors leave no trace in
+    the linearised drift back to zero, and does not raise the other side's loss (``spare``). The step does not pass through the optimizer, so the anchors leave no trace in
     its moments.
 
     After ``calm_after`` looks in a row with both sides at or below half the margin, the next ones are glances:
@@ -58,9 +58,11 @@ class KeelRule:
             Juditsky 1992), which takes one copy of what is trained.
         settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
         target: what is held (``sensors.py``). "decision": refusals by the aligned model's own first tokens, innocent
-            requests by ``-log(1 - P)`` with ``P`` the chance that the reply opens like one of its refusals (nats; other
-            words in an answer are no drift). "words": its own first tokens on both sides. "distribution": its whole
+            requests by ``log(P / (1 - P)) / 3`` with ``P`` the chance that the reply opens like one of its refusals (nats;
+            other words in an answer are no drift). "words": its own first tokens on both sides. "distribution": its whole
             choice there (KL from the aligned model, ``ref_i`` 0), which does not let a side become surer than it was.
+        spare: where one side only has drifted, the move is the shortest one that also does not raise the mean loss of the
+            other side's anchors of this look, to first order; these are then read twice.
     """
 
     rows: int = 5
@@ -74,6 +76,7 @@ class KeelRule:
     settle_rounds: int = 24
     settle_calm: int = 3
     target: str = "words"
+    spare: bool = True
     name: str = "keel"
 
     def __post_init__(self) -> None:
@@ -154,22 +157,37 @@ class KeelRule:
 
         Each side is read in a pass of its own: a backward goes through its rows alone, and its graph is freed at once.
         """
+        counts = {"refuse": self.rows, "answer": self.answer_rows}
+        chosen = {side: step.pools[side].next_indices(counts[side]) for side in step.pools}
         drifts: dict[Side, Drift] = {}
         gradients: dict[Side, dict[str, Tensor]] = {}
-        for side in step.pools:
+        for side, indices in chosen.items():
             with torch.enable_grad():
-                drifts |= self._read(step, {side: self.rows if side == "refuse" else self.answer_rows})
+                drifts |= self._read_these(step, {side: indices})
             if float(drifts[side].excess.detach()) > self.margin:
                 gradients[side] = gradients_of(drifts[side].excess, step.parameters)
             drifts[side] = Drift(*(value.detach() for value in drifts[side]))
         report = replace(self._report(drifts), acted=tuple(gradients))
         if not gradients:
             return report
-        return self._correct(step, list(gradients.values()), [report.excess[side] for side in gradients], report)
+        spared = self._rise_of_calm(step, {side: indices for side, indices in chosen.items() if side not in gradients})
+        distances = [report.excess[side] for side in gradients]
+        return self._correct(step, list(gradients.values()), distances, spared, report)
+
+    def _rise_of_calm(self, step: Step, calm: Chosen) -> list[dict[str, Tensor]]:
+        """Where the mean loss of a side that has not drifted would rise: its gradient, read again."""
+        found = []
+        for side, indices in calm.items() if self.spare else ():
+            with torch.enable_grad():
+                loss = self._read_these(step, {side: indices})[side].loss
+            found.append(gradients_of(loss, step.parameters))
+        return found
 
     def _read(self, step: Step, counts: Mapping[Side, int]) -> dict[Side, Drift]:
         """The next anchors of each side, all in one forward pass."""
-        chosen = {side: step.pools[side].next_indices(count) for side, count in counts.items()}
+        return self._read_these(step, {side: step.pools[side].next_indices(count) for side, count in counts.items()})
+
+    def _read_these(self, step: Step, chosen: Chosen) -> dict[Side, Drift]:
         with step.forward:
             losses = self.sensor.losses(step.reader, step.pools, chosen)
         found: dict[Side, Drift] = {}
@@ -188,7 +206,12 @@ class KeelRule:
         )
 
     def _correct(
-        self, step: Step, anchors: Sequence[dict[str, Tensor]], drifts: Sequence[float], report: Report
+        self,
+        step: Step,
+        anchors: Sequence[dict[str, Tensor]],
+        drifts: Sequence[float],
+        spared: Sequence[dict[str, Tensor]],
+        report: Report,
     ) -> Report:
         task = step.gradients
         norm = math.sqrt(inner_product(task, task))
@@ -199,12 +222,13 @@ class KeelRule:
                 scale = against / inner_product(anchor, anchor)
                 for name in set(anchor) & set(task):
                     task[name].sub_(anchor[name].to(task[name].dtype), alpha=scale)
-        move = move_jointly(step.parameters, anchors, drifts, self.largest_shift)
+        zeros = [0.0] * len(spared)
+        move = move_jointly(step.parameters, [*anchors, *spared], [*drifts, *zeros], self.largest_shift)
         left = math.sqrt(inner_product(task, task))
         return replace(
             report,
             conflict=min(conflicts),
-            cosine=min(conflicts) / max(norm * math.sqrt(float(move.gram.diagonal().max())), 1e-30),
+            cosine=min(conflicts) / max(norm * math.sqrt(float(move.gram.diagonal()[: len(anchors)].max())), 1e-30),
             removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
             shift=move.length,
         )

@@ -23,6 +23,7 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "calm_after",
         "settle_rounds",
         "target",
+        "spare",
     ),
     "keel-patient": (
         "rows",
@@ -32,6 +33,8 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "calm_rows",
         "calm_after",
         "settle_rounds",
+        "target",
+        "spare",
         "calm_looks",
         "longest_pause",
     ),
@@ -73,6 +76,9 @@ class GuardArguments:
     guard_target: str | None = field(
         default=None,
         metadata={"help": "keel: what is held of the aligned model: its words (default), distribution or decision."},
+    )
+    guard_spare: bool | None = field(
+        default=None, metadata={"help": "keel: a correction of one side does not raise the calm side's loss (true)."}
     )
     guard_calm_looks: int | None = field(
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}
