@@ -61,7 +61,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     --guard_calm_rows N         keel: anchors of each side in a glance (2)
     --guard_settle_rounds N     keel: most looks after the last update (24)
     --guard_target NAME         keel: words (default), distribution or decision
-    --guard_spare false         keel: let a correction of one side raise the calm side's loss
+    --guard_spare true          keel: a correction of one side may not raise the calm side's loss
     --verify_save false         do not reload and check what was saved
     """
     from trimtab.tuning.sft import parse, run

@@ -38,7 +38,7 @@ class KeelRule:
     above their own losses in the aligned model, ``h = mean_i max(0, l_i - ref_i)``. While no side is above ``margin``
     nothing is done. Otherwise, with ``H`` the sum over the sides that are, the task gradient loses its component
     against ``grad H``, if it has one, and the parameters take one Polyak step on ``H``: the shortest step that brings
-    the linearised drift back to zero, and does not raise the other side's loss (``spare``). The step does not pass through the optimizer, so the anchors leave no trace in
+    the linearised drift back to zero. The step does not pass through the optimizer, so the anchors leave no trace in
     its moments.
 
     After ``calm_after`` looks in a row with both sides at or below half the margin, the next ones are glances:
@@ -58,11 +58,12 @@ class KeelRule:
             Juditsky 1992), which takes one copy of what is trained.
         settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
         target: what is held (``sensors.py``). "decision": refusals by the aligned model's own first tokens, innocent
-            requests by ``log(P / (1 - P)) / 3`` with ``P`` the chance that the reply opens like one of its refusals (nats;
-            other words in an answer are no drift). "words": its own first tokens on both sides. "distribution": its whole
-            choice there (KL from the aligned model, ``ref_i`` 0), which does not let a side become surer than it was.
-        spare: where one side only has drifted, the move is the shortest one that also does not raise the mean loss of the
-            other side's anchors of this look, to first order; these are then read twice.
+            requests by ``log(P / (1 - P)) / 3`` with ``P`` the chance that the reply opens like one of its refusals
+            (nats; other words in an answer are no drift). "words": its own first tokens on both sides.
+            "distribution": its whole choice there (KL from the aligned model, ``ref_i`` 0), which does not let a side
+            become surer than it was.
+        spare: where one side only has drifted, the move is the shortest one that also does not raise the mean loss of
+            the other side's anchors of this look, to first order; these are then read twice.
     """
 
     rows: int = 5
@@ -76,7 +77,7 @@ class KeelRule:
     settle_rounds: int = 24
     settle_calm: int = 3
     target: str = "words"
-    spare: bool = True
+    spare: bool = False
     name: str = "keel"
 
     def __post_init__(self) -> None:

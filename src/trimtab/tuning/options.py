@@ -78,7 +78,7 @@ class GuardArguments:
         metadata={"help": "keel: what is held of the aligned model: its words (default), distribution or decision."},
     )
     guard_spare: bool | None = field(
-        default=None, metadata={"help": "keel: a correction of one side does not raise the calm side's loss (true)."}
+        default=None, metadata={"help": "keel: a correction of one side does not raise the calm side's loss (false)."}
     )
     guard_calm_looks: int | None = field(
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}
