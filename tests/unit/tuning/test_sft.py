@@ -77,9 +77,9 @@ def test_full_fine_tuning_guarded_saved_and_verified(place: Path) -> None:
     assert {"anchor_loss/refuse", "excess/answer", "conflict", "removed"} <= set(steps[0])
     assert result.acted == sum(bool(row["acted"]) for row in steps)
     models.load(str(place / "out"))
-    used = SafetyAnchors.from_jsonl(place / "out" / "anchors.jsonl").anchors
+    used = SafetyAnchors.from_jsonl(place / "out" / "guard_anchors.jsonl").anchors
     assert {anchor.side for anchor in used} == {"refuse", "answer"} and all(anchor.reply for anchor in used)
-    again = sft.run(_config(place, "again", guard_anchors=str(place / "out" / "anchors.jsonl")))
+    again = sft.run(_config(place, "again", guard_anchors=str(place / "out" / "guard_anchors.jsonl")))
     assert again.acted == result.acted
 
 
