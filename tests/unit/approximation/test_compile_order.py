@@ -78,6 +78,7 @@ def test_a_compiled_wrapper_that_ran_is_refused_as_long_as_it_lives() -> None:
         pass
     assert active_label(model) == ""
     del wrapper
+    torch.compiler.reset()
     with approximate(model, "a4"):
         assert not torch.equal(logits(model), exact)
 
