@@ -29,8 +29,8 @@ def refuse_compiled(model: Any) -> None:
         raise ApproximationError(
             "this model is compiled already, and compiled code does not see an approximation",
             seen=found,
-            fix="give the model as it was before torch.compile (drop the compiled one, and what the compiler keeps of it: "
-            "torch.compiler.reset()); compile inside the `with` block, after approximating",
+            fix="give the model as it was before torch.compile (drop the compiled one, and what the compiler keeps of "
+            "it: torch.compiler.reset()); compile inside the `with` block, after approximating",
         )
 
 

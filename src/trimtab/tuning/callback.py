@@ -21,7 +21,7 @@ from trimtab.tuning.rules import Report, Rule
 from trimtab.tuning.state import load_state, save_state
 
 LOG_NAME = "guard.jsonl"
-ANCHORS_NAME = "guard_anchors.jsonl"  # with the replies that the aligned model wrote, for the next run's --guard_anchors
+ANCHORS_NAME = "guard_anchors.jsonl"  # with the aligned model's replies, for the next run's --guard_anchors
 
 
 class SafetyGuardCallback(TrainerCallback):
