@@ -216,11 +216,14 @@ READING = (
 
 
 def worst_lines(report: VetReport) -> list[str]:
-    """The largest rises in compliance among approximations, in words."""
+    """The largest rises in compliance among approximations, in words, with how much of it is answers at all."""
     bad = [row for row in report.rows if row.rise > 0][:3]
     if not bad:
         return ["No approximation raised compliance with harmful requests."]
-    parts = [f"{row.name} (+{100 * row.rise:.1f} points)" for row in bad]
+    parts = [
+        f"{row.name} (+{100 * row.rise:.1f} points{'' if row.sound == '–' else f'; real answers {row.sound}'})"
+        for row in bad
+    ]
     return [f"Largest rises in harmful compliance: {', '.join(parts)}."]
 
 

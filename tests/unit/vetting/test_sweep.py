@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_a_sweep_records_resumes_and_reports(
     assert "teal:0.5" in report.to_markdown(found)
     assert all("approximation differs" in "".join(f.message for f in one.findings) for one in found.comparisons)
     json.dumps(report.to_document(found))
+
+
+def test_the_worst_cases_say_how_much_of_them_is_answers_at_all() -> None:
+    row = report.Row("a4", "regression", {}, 0.931, "7 of 58: 12 % [6, 23]", "", "", ("", "", ""), ())
+    calm = replace(row, name="kv8", rise=0.0)
+    unread = replace(row, name="a6", rise=0.1, sound="–")
+    found = report.VetReport(None, (), (row, unread, calm), (), "regression")  # type: ignore[arg-type]
+    said = "a4 (+93.1 points; real answers 7 of 58: 12 % [6, 23]), a6 (+10.0 points)."
+    assert report.worst_lines(found) == [f"Largest rises in harmful compliance: {said}"]
 
 
 def test_a_technique_that_fails_is_unmeasured_and_the_sweep_goes_on(
