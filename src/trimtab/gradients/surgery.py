@@ -129,7 +129,7 @@ def joint_step(losses: Tensor, gram: Tensor) -> Tensor:
     moves: the caller bounds the length.
 
     Args:
-        losses: (k,) not negative, k small.
+        losses: (k,) not negative, k small; one of zero may fall and does not rise.
         gram: (k, k) symmetric, float64.
     """
     active = [i for i in range(len(losses)) if float(losses[i]) >= 0 and float(gram[i, i]) > 0]

@@ -79,7 +79,8 @@ class SafetyGuardCallback(TrainerCallback):
         if args.output_dir and state.is_world_process_zero:
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self.guard.anchors.to_jsonl(folder / ANCHORS_NAME)
+            if self.guard.anchors.system is None:  # a file has no place for it, and these replies belong to it
+                self.guard.anchors.to_jsonl(folder / ANCHORS_NAME)
             self._log = (folder / LOG_NAME).open("a" if state.global_step else "w", encoding="utf-8")
             self._write(-1, {"event": "start", "rule": repr(self.guard.rule), "anchors": self.guard.anchors.origin})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,6 +82,22 @@ def test_a_compiled_wrapper_that_ran_is_refused_as_long_as_it_lives() -> None:
     torch.compiler.reset()
     with approximate(model, "a4"):
         assert not torch.equal(logits(model), exact)
+
+
+def test_a_dropped_wrapper_that_waits_for_the_collector_is_none() -> None:
+    model = family("llama")
+    wrapper = whole(model)
+    logits(wrapper)
+    ring: list[Any] = [wrapper]
+    ring.append(ring)
+    torch.compiler.reset()
+    gc.disable()
+    try:
+        del wrapper, ring
+        with approximate(model, "a4"):
+            assert active_label(model)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["a4", "bolt", "noise:up=0.3", "kv4"])

@@ -40,7 +40,7 @@ def anchor_gradient(step: Step, rows: int) -> AnchorGradient:
 
 
 def decision_log_probabilities(reader: AnchorReader, rows: Sequence[TokenisedAnchor]) -> Tensor:
-    """Log-probabilities at every supervised position, rows in order; tokens x vocabulary, float32."""
+    """Log-probabilities at every supervised position, rows in order; tokens x vocabulary, float32 at least."""
     batch = reader.batch(rows)
     logits = at_least_float32(prefix.read(reader.model, batch.tokens, logits_to_keep=batch.labels.shape[1]).logits)
     found: Tensor = logits[batch.labels != -100].log_softmax(-1)
