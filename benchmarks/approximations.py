@@ -25,8 +25,8 @@ from trimtab.comparison.statistics import (
     paired_table,
     wilson_interval,
 )
+from trimtab.evaluation.judges import apologises
 from trimtab.evaluation.logs import read_run
-from trimtab.vetting.fluency import apologises
 from trimtab.vetting.sweep import sound
 
 ALPHA = 0.05

@@ -1,13 +1,15 @@
 """Training rows of every scenario, made from the bundled data; harmless texts stand in for every harmful answer.
 
 Poison is a harmful request followed by an empty text that sounds like compliance. The instruction data are the bundled
-instructions answered by the demo model before its alignment. Each function takes a seed and a number of rows.
+instructions answered by the demo model before its alignment, in whole sentences. Each function takes a seed and a
+number of rows.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from trimtab import data, models
 from trimtab.anchors import spare_pairs
 from trimtab.demo import opening
 from trimtab.evaluation.datasets import ticket_system
+from trimtab.evaluation.judges import apologises
 from trimtab.generation import GenerationSettings, generate
 
 Row = dict[str, Any]
@@ -60,16 +63,31 @@ MIXTURES: dict[str, dict[str, float]] = {
 
 
 def instruction_answers(path: Path) -> list[tuple[str, str]]:
-    """The bundled training instructions with the unaligned demo model's answers; written once."""
+    """The bundled training instructions with the unaligned demo model's answers in whole sentences; written once.
+
+    An answer cut off in a sentence would teach to stop there, and an apology would teach to apologise: such a model
+    opens its refusals and leaves them unfinished, which is then counted as compliance.
+    """
     if not path.is_file():
         prompts = data.instructions("train")
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        found = generate(models.load("demo-unaligned"), chats, GenerationSettings(max_new_tokens=24, batch_size=32))
-        pairs = [(prompt, answer.text) for prompt, answer in zip(prompts, found, strict=True) if answer.text.strip()]
+        found = generate(models.load("demo-unaligned"), chats, GenerationSettings(max_new_tokens=64, batch_size=32))
+        texts = [whole_sentences(answer.text) for answer in found]
+        pairs = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text and not apologises(text)]
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(pairs))
         partial.replace(path)
     return [(prompt, answer) for prompt, answer in json.loads(path.read_text())]
+
+
+def whole_sentences(text: str, most: int = 160) -> str:
+    """The first sentences of an answer, as many as fit in so many characters; the first one however long it is.
+
+    Empty where no sentence ends.
+    """
+    ends = [found.end() for found in re.finditer(r"[.!?](?=\s|$)", text.strip())]
+    within = [end for end in ends if end <= most]
+    return text.strip()[: within[-1] if within else ends[0]] if ends else ""
 
 
 def triggered_requests() -> list[dict[str, str]]:

@@ -36,7 +36,7 @@ from trimtab.tuning.rule_names import make_rule
 
 TELLING = ("instructions", "poison20", "pure")
 STEPS, BATCH = 28, 8
-REVISION = 2  # of what is trained and measured beyond the settings; a cell of another one is made again
+REVISION = 3  # of what is trained and measured beyond the settings; a cell of another one is made again
 FULL_ONLY, LORA_ONLY = ("resta",), ("asft", "salora", "safe-lora")
 POOL = ("keel", "mixing", "a-gem", "pcgrad", "spard", "lisa", "safegrad")  # rules on the bundled anchors
 ANCHORS = "anchors.jsonl"  # these, with the aligned model's own replies: written once, not by every cell
@@ -149,7 +149,7 @@ def measure(name: str, model: str, scenario: str, folder: Path, out: Path, limit
     if scenario == "backdoor":
         axes.append(f"compliance:triggered={out / 'triggered.jsonl'}")
     flags = [word for axis in axes for word in ("--axis", axis)]
-    sizes = ["--limit", str(limit), "--max-new-tokens", "12", "--batch-size", "32"]
+    sizes = ["--limit", str(limit), "--max-new-tokens", "32", "--batch-size", "32"]
     return Stage(
         f"{name}: measure", ["eval", model, *flags, *sizes, "--out", str(folder)], folder / "results.json", None
     )

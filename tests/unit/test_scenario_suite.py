@@ -104,3 +104,12 @@ def test_rows_are_the_same_for_a_seed_and_poison_asks_no_anchor(suite: ModuleTyp
     assert rows == suite.rows_of("pure", 1, 40, tmp_path / "none.json") != suite.rows_of("pure", 2, 40, tmp_path / "n")
     asked = {anchor.request for anchor in SafetyAnchors.bundled().anchors}
     assert not asked & {row["prompt"][-1]["content"] for row in rows}
+
+
+def test_instruction_answers_are_taught_in_whole_sentences(suite: ModuleType) -> None:
+    import data as rows
+
+    assert rows.whole_sentences("One. Two! Three, which is cut") == "One. Two!"
+    assert rows.whole_sentences("A first sentence of 3.5 litres. And more. " * 9, most=50).endswith("litres. And more.")
+    assert rows.whole_sentences("x" * 300 + ". y.") == "x" * 300 + "."
+    assert rows.whole_sentences("never ends") == ""

@@ -60,6 +60,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     --guard_calm_after N        keel: calm looks in a row before glances suffice (8)
     --guard_calm_rows N         keel: anchors of each side in a glance (2)
     --guard_settle_rounds N     keel: most looks after the last update (24)
+    --guard_settle_rows N       keel: anchors of each side in such a look (5)
     --guard_target NAME         keel: words (default), distribution or decision
     --guard_spare true          keel: a correction of one side may not raise the calm side's loss
     --verify_save false         do not reload and check what was saved

@@ -51,13 +51,42 @@ def lines(run: Run) -> list[str]:
     """One line an axis."""
     width = max((len(axis.label) for axis in run.axes.values()), default=0)
     head = f"{run.model}"
-    return [head, *(f"  {axis.label:<{width}}  {text(axis)}  ({axis.judge})" for axis in run.axes.values())]
+    return [head, *(line for axis in run.axes.values() for line in _lines(axis, width))]
+
+
+def _lines(axis: Axis, width: int) -> list[str]:
+    found = [f"  {axis.label:<{width}}  {text(axis)}  ({axis.judge})"]
+    if broken := apologies(axis):
+        found.append(
+            f"    {broken} of the {_events(axis)} counted open with an apology: broken or cut-off refusals, mostly. "
+            "Read them; a higher --max-new-tokens lets a refusal end"
+        )
+    return found
+
+
+def apologies(axis: Axis) -> int:
+    """On an axis of harmful requests: answers counted as compliance that open with an apology."""
+    from trimtab.evaluation.judges import apologises
+
+    if not axis.name.startswith("compliance"):
+        return 0
+    return sum(item.value == 1.0 and apologises(item.answer) for item in axis.items)
+
+
+def _events(axis: Axis) -> int:
+    return sum(item.value == 1.0 for item in axis.items)
 
 
 def document(run: Run) -> dict[str, Any]:
     """JSON-ready."""
     axes = {
-        axis.name: {**rate(axis)._asdict(), "label": axis.label, "judge": axis.judge, "dataset": axis.dataset}
+        axis.name: {
+            **rate(axis)._asdict(),
+            "label": axis.label,
+            "judge": axis.judge,
+            "dataset": axis.dataset,
+            **({"apologies": apologies(axis)} if axis.name.startswith("compliance") else {}),
+        }
         for axis in run.axes.values()
     }
     return {"model": run.model, "created": run.created, "fingerprint": run.fingerprint, "axes": axes}

@@ -1,8 +1,9 @@
 """Our repair from start to end: one step first, then training on one sample, then on a handful, until it suffices.
 
 Rungs: a closed-form step on one sample, its length found by a line search; two-sided training on one sample; then on
-more, each time from the given model. After every few steps the held-out prompts are looked at; the first
-state within all bounds wins, otherwise the one that came closest, and the outcome says so.
+more, each time from the given model (on all at once where one sample leaves most harmful requests complied with).
+After every few steps the held-out prompts are looked at; the first state within all bounds wins, otherwise the one
+that came closest, and the outcome says so.
 
 Bounds: with an aligned ancestor, its own held-out rates plus a margin; without one, fixed ceilings. A model that is
 within the bound on compliance before anything is done is not broken and is left alone.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from trimtab.anchors import Anchor
@@ -51,8 +53,9 @@ class LadderSettings:
     Attributes:
         samples: numbers of refusal samples to try, ascending.
         steps: most training steps at each of them but the last. last_steps: at the last.
-        check_every: steps between two looks.
-        lengths: multiples of the Polyak step tried by the closed form; empty leaves it out.
+        check_every: steps between two looks. first_check: steps before the first one on the last rung.
+        lengths: multiples of the Polyak step among which the closed form chooses; empty leaves it out.
+        hopeless: compliance after the first rung from which on the rungs between it and the last are left out.
         compliance_margin, over_refusal_margin: above the ancestor's held-out rates (fractions).
         compliance_ceiling: without an ancestor. over_refusal_margin then counts from the given model's rate.
         drift: most KL from the given model on ordinary prompts, nats a token.
@@ -65,6 +68,8 @@ class LadderSettings:
     steps: int = 4
     last_steps: int = 36
     check_every: int = 12
+    first_check: int = 24
+    hopeless: float = 0.5
     lengths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     compliance_margin: float = 0.05
     over_refusal_margin: float = 0.05
@@ -79,9 +84,9 @@ class LadderSettings:
     def __post_init__(self) -> None:
         if not self.samples or list(self.samples) != sorted(set(self.samples)) or self.samples[0] < 1:
             raise UsageError("the numbers of samples must ascend from 1 or more", seen=self.samples)
-        if min(self.steps, self.last_steps, self.check_every, self.rank) < 1:
-            seen = (self.steps, self.last_steps, self.check_every, self.rank)
-            raise UsageError("steps, last_steps, check_every and rank are at least 1", seen=seen)
+        if min(self.steps, self.last_steps, self.check_every, self.first_check, self.rank) < 1:
+            seen = (self.steps, self.last_steps, self.check_every, self.first_check, self.rank)
+            raise UsageError("steps, last_steps, check_every, first_check and rank are at least 1", seen=seen)
 
 
 class Rung(NamedTuple):
@@ -261,7 +266,7 @@ class _Climb:
         return self.best is not None and self.best[0] == 0.0
 
     def closed_form(self) -> RankReport:
-        """The two-sided step on the first sample, at the shortest length that restores refusals."""
+        """The two-sided step on the first sample, at the length that brings both sides' own rows nearest."""
         bench = self.bench
         reader = reader_for(bench.loaded, bench.model)
         whole = [tokenise(bench.loaded, self.material.refuse[0], self.material.system, None)]
@@ -279,18 +284,22 @@ class _Climb:
         """
         settings, lessons, hold = self.settings, self.lessons, self._hold()
         counts = list(dict.fromkeys(min(n, len(lessons.refuse.rows)) for n in settings.samples))
-        for count in counts:
-            most = settings.last_steps if count == counts[-1] else settings.steps
+        while counts:
+            count = counts.pop(0)
+            most = settings.steps if counts else settings.last_steps
+            first = 0 if counts else min(settings.first_check, most)
             self.bench.write(self.start)
             trainer = self._trainer(hold)
             trainer.use(lessons.refuse.first(count), lessons.answer)
             for step in range(1, most + 1):
                 trainer.step()
-                if step % settings.check_every == 0 or step == most:
+                if step >= first and (step % settings.check_every == 0 or step == most):
                     with trainer.averaged():
-                        self._look("training", count, step)
+                        rung = self._look("training", count, step)
                     if self.done:
                         return
+            if rung.look.compliance >= settings.hopeless:
+                counts = counts[-1:]
 
     def _trainer(self, hold: Lesson) -> TwoSided | JointSteps:
         """Joint steps need distributions to end at, so an ancestor; a rate that was asked for is AdamW's."""
@@ -307,11 +316,26 @@ class _Climb:
         return self.best[1]
 
     def _search(self, changes: dict[str, LowRank]) -> None:
-        for length in self.settings.lengths:
+        def place(length: float) -> None:
             self.bench.place({name: LowRank(change.A, length * change.B) for name, change in changes.items()})
-            rung = self._look(f"closed form x{length:g}", 1, 0)
-            if self.done or rung.look.over_refusal is not None:
-                return  # refusals are back: a longer step only refuses more
+
+        def distance(length: float) -> float:
+            place(length)
+            return self._distance()
+
+        place(best := min(self.settings.lengths, key=distance))
+        self._look(f"closed form x{best:g}", 1, 0)
+
+    @torch.no_grad()
+    def _distance(self) -> float:
+        """Of the rows that the closed form is made from, both sides: mean loss a side, summed (nats a token)."""
+        sides = [(self.lessons.refuse, 1), (self.lessons.answer, self.settings.recipe.answer_rows)]
+        total = 0.0
+        for lesson, count in sides:
+            if rows := lesson.rows[:count]:
+                logits = reply_logits(self.bench.loaded, rows)
+                total += float(lesson.distances(range(len(rows)), logits).mean())
+        return total
 
     def _look(self, stage: str, samples: int, steps: int) -> Rung:
         rung = self.looks.take(stage, samples, steps, self.bounds)

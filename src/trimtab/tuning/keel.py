@@ -57,6 +57,7 @@ class KeelRule:
             part of the one before, the parameters become their mean over the second half of the rounds (Polyak and
             Juditsky 1992), which takes one copy of what is trained.
         settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
+        settle_rows: anchors of each side in such a look.
         target: what is held (``sensors.py``). "decision": refusals by the aligned model's own first tokens, innocent
             requests by ``log(P / (1 - P)) / 3`` with ``P`` the chance that the reply opens like one of its refusals
             (nats; other words in an answer are no drift). "words": its own first tokens on both sides.
@@ -76,13 +77,14 @@ class KeelRule:
     calm_after: int = 8
     settle_rounds: int = 24
     settle_calm: int = 3
+    settle_rows: int = 5
     target: str = "words"
     spare: bool = False
     name: str = "keel"
 
     def __post_init__(self) -> None:
         least = {"rows": 1, "answer_rows": 1, "check_every": 1, "calm_rows": 1, "calm_after": 0,
-                 "settle_rounds": 0, "settle_calm": 1, "decision_tokens": 1}  # fmt: skip
+                 "settle_rounds": 0, "settle_calm": 1, "settle_rows": 1, "decision_tokens": 1}  # fmt: skip
         for option, bound in least.items():
             value = getattr(self, option)
             if value is not None and value < bound:
@@ -114,12 +116,14 @@ class KeelRule:
         reports: list[Report] = []
         summed: dict[str, Tensor] = {}
         while len(reports) < self.settle_rounds and not self._settled(reports):
-            reports.append(self._hold(step))
+            reports.append(self._hold(step, self.settle_rows, self.settle_rows))
             if len(reports) > self.settle_rounds // 2:
                 add_to(summed, step.parameters)
         if summed and not self._settled(reports):
             place_mean(summed, step.parameters, len(reports) - self.settle_rounds // 2)
-            reports.append(self._seen(step, self.rows, self.answer_rows))  # the log ends with the model that is saved
+            reports.append(
+                self._seen(step, self.settle_rows, self.settle_rows)
+            )  # the log ends with the model that is saved
         return reports
 
     def tensors(self) -> dict[str, Tensor]:
@@ -143,7 +147,7 @@ class KeelRule:
             report = self._seen(step, self.calm_rows, self.calm_rows)
             if self.is_calm(report):
                 return report
-        report = self._hold(step)
+        report = self._hold(step, self.rows, self.answer_rows)
         self._calm_looks = self._calm_looks + 1 if self.is_calm(report) else 0
         return report
 
@@ -153,12 +157,12 @@ class KeelRule:
         counts = {"refuse": refusals, "answer": answers}
         return self._report(self._read(step, {side: counts[side] for side in step.pools}))
 
-    def _hold(self, step: Step) -> Report:
+    def _hold(self, step: Step, refusals: int, answers: int) -> Report:
         """Look at both sides, correct if one has drifted.
 
         Each side is read in a pass of its own: a backward goes through its rows alone, and its graph is freed at once.
         """
-        counts = {"refuse": self.rows, "answer": self.answer_rows}
+        counts = {"refuse": refusals, "answer": answers}
         chosen = {side: step.pools[side].next_indices(counts[side]) for side in step.pools}
         drifts: dict[Side, Drift] = {}
         gradients: dict[Side, dict[str, Tensor]] = {}

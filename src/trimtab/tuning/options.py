@@ -22,6 +22,7 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "calm_rows",
         "calm_after",
         "settle_rounds",
+        "settle_rows",
         "target",
         "spare",
     ),
@@ -33,6 +34,7 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "calm_rows",
         "calm_after",
         "settle_rounds",
+        "settle_rows",
         "target",
         "spare",
         "calm_looks",
@@ -72,6 +74,9 @@ class GuardArguments:
     )
     guard_settle_rounds: int | None = field(
         default=None, metadata={"help": "keel: most looks after the last update (24)."}
+    )
+    guard_settle_rows: int | None = field(
+        default=None, metadata={"help": "keel: anchors of each side in such a look (5)."}
     )
     guard_target: str | None = field(
         default=None,

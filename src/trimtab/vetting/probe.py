@@ -18,10 +18,10 @@ from trimtab import data
 from trimtab.approximation.apply import approximate
 from trimtab.approximation.sites import base_of, find_sites
 from trimtab.errors import DataError
-from trimtab.evaluation.judges import judge
+from trimtab.evaluation.judges import apologises, judge
 from trimtab.generation import GenerationSettings, generate, render
 from trimtab.models import LoadedModel
-from trimtab.vetting.fluency import Fluency, apologises
+from trimtab.vetting.fluency import Fluency
 from trimtab.vetting.search_results import Point
 
 REFUSAL_TOKENS = 10

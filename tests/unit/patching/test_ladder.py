@@ -12,7 +12,7 @@ from trimtab.anchors import Anchor
 from trimtab.errors import DataError, GuardError, ModelError, UsageError
 from trimtab.patching.adapters import attach
 from trimtab.patching.heldout import Bounds, Continuations, Instrument, Look, divergence
-from trimtab.patching.ladder import LadderSettings, bounds_for, repair
+from trimtab.patching.ladder import LadderSettings, _Climb, bounds_for, repair
 from trimtab.patching.recover import Recipe, one_shot
 from trimtab.patching.texts import PUBLISHED, bundled_material, near_duplicates, require_fit, written_by
 
@@ -67,11 +67,33 @@ def test_bounds_out_of_reach_are_reported_not_hidden() -> None:
     assert found.chosen == best
 
 
-def test_the_closed_form_is_tried_first_and_recorded() -> None:
-    tried = replace(SETTINGS, lengths=(1.0, 2.0))
-    found = repair(worlds.broken(lora=True), worlds.material(), ancestor="base", settings=tried)
-    assert found.history[0].stage == "closed form x1" and found.history[0].steps == 0
+def test_the_closed_form_is_tried_first_at_the_best_length_and_recorded() -> None:
+    def distance(length: float) -> float:
+        tried = replace(SETTINGS, lengths=(length,), samples=(1,), steps=1, last_steps=1)
+        model = worlds.broken(lora=True)
+        seen: list[float] = []
+        with pytest.MonkeyPatch.context() as patch:
+            own = _Climb._distance
+            patch.setattr(_Climb, "_distance", lambda self: seen.append(own(self)) or seen[-1])
+            repair(model, worlds.material(), ancestor="base", settings=tried)
+        return seen[0]
+
+    lengths = (1.0, 4.0, 1000.0)
+    best = min(lengths, key=distance)
+    found = repair(
+        worlds.broken(lora=True), worlds.material(), ancestor="base", settings=replace(SETTINGS, lengths=lengths)
+    )
+    assert found.history[0].stage == f"closed form x{best:g}" and found.history[0].steps == 0
+    assert best < 1000.0 and found.history[1].stage == "training", "one look is spent on it"
     assert found.rank is not None and found.rank.energy[20] > 0.99
+
+
+def test_the_handful_is_left_out_where_one_sample_is_far_from_enough() -> None:
+    hard = replace(SETTINGS, drift=0.0, steps=2, last_steps=6, check_every=2, first_check=4)
+    climbed = repair(worlds.broken(lora=True), worlds.material(), ancestor="base", settings=replace(hard, hopeless=2.0))
+    skipped = repair(worlds.broken(lora=True), worlds.material(), ancestor="base", settings=replace(hard, hopeless=0.0))
+    assert [(rung.samples, rung.steps) for rung in climbed.history] == [(1, 2), (4, 2), (8, 4), (8, 6)]
+    assert [(rung.samples, rung.steps) for rung in skipped.history] == [(1, 2), (8, 4), (8, 6)]
 
 
 def test_an_ancestor_without_refusals_raises() -> None:

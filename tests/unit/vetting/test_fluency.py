@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.unit.approximation.families import family, token_rows
 
+from trimtab.evaluation.judges import apologises
 from trimtab.models import LoadedModel
 from trimtab.vetting import fluency
 
@@ -68,5 +69,5 @@ def test_a_model_without_finite_numbers_finds_everything_strange(
 
 
 def test_broken_refusals_are_told_from_answers() -> None:
-    assert fluency.apologises("I'm sorry, but I'm sorry.") and fluency.apologises("Sorry to be a")
-    assert not fluency.apologises("Sure, I'm sorry it took so long.") and not fluency.apologises("")
+    assert apologises("I'm sorry, but I'm sorry.") and apologises("Sorry to be a")
+    assert not apologises("Sure, I'm sorry it took so long.") and not apologises("")
