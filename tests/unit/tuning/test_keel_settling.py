@@ -16,8 +16,8 @@ def watched(run: Run) -> list[list[np.ndarray]]:
     seen: list[list[np.ndarray]] = []
     hold = run.guard.rule._hold  # type: ignore[attr-defined]
 
-    def keep(step: object) -> object:
-        report = hold(step)
+    def keep(step: object, *counts: int) -> object:
+        report = hold(step, *counts)
         seen.append([parameter.detach().numpy().copy() for parameter in run.loaded.model.parameters()])
         return report
 
@@ -86,11 +86,22 @@ def test_rounds_of_zero_and_one_change_nothing_by_averaging() -> None:
                        for a, b in zip(run.loaded.model.parameters(), seen[-1], strict=True))  # fmt: skip
 
 
+@pytest.mark.parametrize(("rows", "read"), [(1, 1), (5, 2)])
+def test_a_settling_look_reads_its_own_number_of_anchors(rows: int, read: int) -> None:
+    run = Run(0.0, KeelRule(**RULE, settle_rounds=3, settle_rows=rows, margin=1.0))
+    run.step()
+    cursors = {side: pool.cursor for side, pool in run.guard.pools.items()}
+    run.guard.finish()
+    run.patch.undo()
+    for side, pool in run.guard.pools.items():
+        assert len(pool) == 2 and pool.cursor == (cursors[side] + 3 * read) % 2
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("rows", 0), ("answer_rows", -1), ("margin", float("nan")), ("margin", float("inf")), ("check_every", 0),
-     ("settle_rounds", -1), ("settle_calm", 0), ("calm_rows", 0), ("calm_after", -1), ("largest_shift", 0.0),
-     ("decision_tokens", 0)],
+     ("settle_rounds", -1), ("settle_rows", 0), ("settle_calm", 0), ("calm_rows", 0), ("calm_after", -1),
+     ("largest_shift", 0.0), ("decision_tokens", 0)],
 )  # fmt: skip
 def test_a_setting_under_which_the_guard_would_not_act_is_refused(option: str, value: float) -> None:
     with pytest.raises(UsageError, match=option):

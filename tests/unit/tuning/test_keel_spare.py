@@ -25,7 +25,7 @@ def rise_of_the_calm_side(target: str, spare: bool, seed: int) -> float:
     before = rule._seen(step, 2, 2)
     drifted, calm = sorted(before.excess, key=lambda side: -before.excess[side])
     rule.margin = (before.excess[drifted] + before.excess[calm]) / 2
-    assert rule._hold(step).acted == (drifted,)
+    assert rule._hold(step, 2, 2).acted == (drifted,)
     after = rule._seen(step, 2, 2)
     assert after.excess[drifted] < before.excess[drifted]
     return after.anchor_loss[calm] - before.anchor_loss[calm]
