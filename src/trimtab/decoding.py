@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trimtab import prefix
 from trimtab.generation import Prompt
+from trimtab.precision import without_graph
 from trimtab.slots import Reader, Slots
 
 REFILL = 8  # reading new prompts costs about as much as a step: done once an eighth of the slots is free
@@ -75,7 +76,7 @@ def decode(model: Any, tokenizer: Any, take: Take, done: Done, limits: Limits) -
         limits: how to decode.
     """
     state = _Decoder(model, tokenizer, done, limits)
-    with torch.inference_mode():
+    with without_graph(model):
         while True:
             free = limits.rows - len(state.rows)
             if free * REFILL >= limits.rows and (prompts := list(take(free))):

@@ -42,7 +42,7 @@ class DemoSettings:
     batch: int = 8
     learning_rate: float = 1e-3
     limit: int = 84
-    new_tokens: int = 12
+    new_tokens: int = 32
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from trimtab import prefix
 from trimtab.errors import DataError
 from trimtab.models import LoadedModel, require_chat_template
+from trimtab.precision import without_graph
 
 Message = dict[str, str]
 CONTEXT_TO_FIT = 1024  # tokens of a row, prompt and answer, that memory is planned for
@@ -192,7 +193,7 @@ def _one_batch(loaded: LoadedModel, prompts: list[list[int]], settings: Generati
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), without_graph(model):
         torch.manual_seed(settings.seed)
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,

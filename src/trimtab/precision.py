@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def cpu_has_bfloat16() -> bool:
@@ -32,3 +32,12 @@ def training_scope(device: torch.device, bf16: bool | None) -> AbstractContextMa
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision widened to float32; float32 and float64 as they are; any shape, differentiable."""
     return values if values.dtype.itemsize >= 4 else values.float()
+
+
+def without_graph(model: nn.Module) -> AbstractContextManager[object]:
+    """Forward passes that no backward follows: inference mode, or merely no graph where DeepSpeed gathers parameters.
+
+    What it gathers in inference mode, and keeps, no later backward could go through.
+    """
+    partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return torch.no_grad() if partitioned else torch.inference_mode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,27 @@ def test_ddp_equals_one_process(program: str, place: Path, alone: str) -> None:
     }
     _launch([*launchers[program].split(), "-m", "trimtab"], _arguments(place, program, 2))
     _assert_same_run(place, program, alone)
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles a part of itself")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_equals_one_process(stage: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without clipping: the engine clips after the guard, a trainer before it."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    engine = json.loads((ROOT / "recipes" / "deepspeed" / f"zero{stage}.json").read_text())
+    configuration = place / f"zero{stage}.json"
+    configuration.write_text(json.dumps({**engine, "bf16": {"enabled": False}}))
+    if not (place / "unclipped").exists():
+        sft.run(_arguments(place, "unclipped", 4, max_grad_norm=0.0)[1:])
+    name = f"zero-{stage}"
+    launcher = f"torch.distributed.run --nproc-per-node 2 --master-port {free_port()}".split()
+    _launch(
+        [*launcher, "-m", "trimtab"],
+        _arguments(place, name, 2, max_grad_norm=0.0, deepspeed=str(configuration)),
+    )
+    _assert_same_run(place, name, "unclipped")
 
 
 def _fsdp2(configuration: Path, arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from trimtab import models
 from trimtab.anchors import SafetyAnchors
-from trimtab.tuning.pools import build_pools
+from trimtab.tuning.pools import build_pools, reader_for
 
 REPLIES = {"refuse": "I can't help with that.", "answer": "Here is a short answer."}
 
@@ -35,6 +35,7 @@ def test_watching_a_calm_run_holds_its_bars_and_a_look_costs_more_than_a_glance(
     bundled = SafetyAnchors.bundled(30)
     anchors = replace(bundled, anchors=tuple(replace(one, reply=REPLIES[one.side]) for one in bundled.anchors))
     pools = build_pools(loaded, anchors, counting.RULE.decision_tokens)
+    counting.RULE.prepare(reader_for(loaded, loaded.model), pools)
     model = counting.without_storage(loaded.model.config)
     glance, look, act = (
         counting.mean_count(model, pools, what, draws=2) for what in (counting.glance, counting.look, counting.act)

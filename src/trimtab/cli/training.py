@@ -55,13 +55,13 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
     --guard_refresh_every N     spf: steps between two safety gradients (1)
     --guard_rows N              anchors looked at per step; keel: refusals (5)
     --guard_answer_rows N       keel: answers looked at per step (5)
-    --guard_margin X            keel: tolerated drift, nats per token
+    --guard_margin X            keel: tolerated drift, nats per token (0.02)
     --guard_decision_tokens N   first tokens of a reply that are watched
     --guard_calm_after N        keel: calm looks in a row before glances suffice (8)
     --guard_calm_rows N         keel: anchors of each side in a glance (2)
     --guard_settle_rounds N     keel: most looks after the last update (24)
-    --guard_settle_rows N       keel: anchors of each side in such a look (5)
-    --guard_target NAME         keel: words (default), distribution or decision
+    --guard_settle_rows N       keel: anchors of each side in such a look (16)
+    --guard_target NAME         keel: distribution (default), words or decision
     --guard_spare true          keel: a correction of one side may not raise the calm side's loss
     --verify_save false         do not reload and check what was saved
     """

@@ -2,7 +2,7 @@
 
 Covered: axolotl's hook for callbacks that need the trainer (``add_callbacks_post_trainer``), the options as flat keys
 of its configuration. Not covered: running axolotl itself; it is not installed where this is tested, the test calls the
-hook as its documentation states it. The guard refuses what it cannot hook (DeepSpeed, FSDP 1) under axolotl too.
+hook as its documentation states it. The guard refuses what it cannot hook (FSDP 1) under axolotl too.
 
 Keys: ``trimtab_guard`` (keel), ``trimtab_anchors`` (as --guard_anchors), ``trimtab_options`` (a mapping, e.g. rows: 3).
 """

@@ -62,12 +62,6 @@ class SafetyGuardCallback(TrainerCallback):
         tokenizer = kwargs.get("processing_class")
         if tokenizer is None:
             raise GuardError("the trainer has no tokenizer", fix="pass processing_class=tokenizer to the trainer")
-        if args.deepspeed:
-            raise GuardError(
-                "DeepSpeed updates the parameters inside backward: the guard would silently do nothing",
-                seen=args.deepspeed,
-                fix="train with DDP or on one device",
-            )
         loaded = LoadedModel(model=innermost(model), tokenizer=tokenizer, name=self.name)  # type: ignore[arg-type]
         self.guard = SafetyGuard(loaded, self.anchors, self.rule, autocast=autocast_of(args), **self.options)
         self.guard.total_steps = state.max_steps or None

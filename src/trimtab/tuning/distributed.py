@@ -2,7 +2,8 @@
 
 Covered: the anchors' gradient under FSDP2, inner products that every rank agrees on, Algorithm 1 on shards, rules that
 cannot work on shards, a guard's state and the check of a saved model where both are sharded.
-Not covered: DDP (the guard computes the same thing on every rank and needs nothing), FSDP 1 and DeepSpeed (refused).
+Not covered: DDP (the guard computes the same thing on every rank and needs nothing), DeepSpeed (``zero.py``), FSDP 1
+(refused).
 
 FSDP2 computes with gathered copies and hands the reduced gradient to ``.grad`` of the shards, so
 ``torch.autograd.grad`` with respect to a shard finds nothing: the anchors' gradient is taken by ``backward`` with the

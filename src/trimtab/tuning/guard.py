@@ -1,8 +1,8 @@
 """The guard: one hook on the optimizer, which lets a rule act once per real update.
 
 Covered: attaching to any torch optimizer (raw loops, Accelerate, Trainer), DDP, mixed precision, counters, state.
-Not covered: what is done to the step (``rules.py``), sharded tensors (``distributed.py``), FSDP 1 and DeepSpeed
-(refused before the first step, saying why).
+Not covered: what is done to the step (``rules.py``), sharded tensors (``distributed.py``), DeepSpeed's partitions
+(``zero.py``), FSDP 1 (refused before the first step, saying why).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from trimtab.tuning.half import computes_in_half, half_precision, unscale, will_
 from trimtab.tuning.pools import AnchorPool, build_pools, reader_for
 from trimtab.tuning.rule_names import make_rule
 from trimtab.tuning.rules import Report, Rule, Step
+from trimtab.tuning.zero import ZeroHandle, ZeroStep, require_zero, zero_optimizer
 
 
 @dataclass
@@ -76,6 +77,7 @@ class SafetyGuard:
         self.counters = Counters()
         self.total_steps: int | None = None  # of the whole run; a trainer's callback knows it
         self._half = computes_in_half(self.model, autocast)
+        self._partitioned = False  # by DeepSpeed
         self._inside = False  # a rule that steps the optimizer itself must not be asked about its own step
 
     def prepare(self) -> None:
@@ -109,6 +111,11 @@ class SafetyGuard:
         Raises:
             GuardError: for optimizers and wrappers under which the guard would silently do nothing.
         """
+        if zero := zero_optimizer(optimizer):
+            require_zero(self.rule, {name: p for name, p in self.model.named_parameters() if p.requires_grad})
+            self.prepare()
+            self._partitioned = True
+            return ZeroHandle(zero, self._on_zero_step)
         inner = innermost_optimizer(optimizer)
         trained = {id(p) for group in inner.param_groups for p in group["params"]}
         mine = {id(p) for p in self.model.parameters() if p.requires_grad}
@@ -134,9 +141,10 @@ class SafetyGuard:
             seen, fix = f"{self.counters.skipped} skipped for overflow", "check the training loop"
             raise GuardError("training ended and the guard saw no optimizer step", seen=seen, fix=fix)
         with quiet(self.model), torch.random.fork_rng(), half_precision(self._half):
-            step = self._step()
-            for parameter in step.parameters.values():
-                parameter.grad = None
+            step = self._zero_step(settling=True) if self._partitioned else self._step()
+            if not self._partitioned:
+                for parameter in step.parameters.values():
+                    parameter.grad = None
             self.history.extend(self.rule.finish(step))
         reshard(self.model)
 
@@ -189,6 +197,16 @@ class SafetyGuard:
         with quiet(self.model), torch.random.fork_rng(), half_precision(self._half):
             report = self.rule.step(self._step(optimizer))
         reshard(self.model)
+        self._record(report)
+
+    def _on_zero_step(self) -> None:
+        step = self._zero_step(settling=False)
+        with quiet(self.model), torch.random.fork_rng():
+            report = self.rule.step(step)
+        step.close()
+        self._record(report)
+
+    def _record(self, report: Report) -> None:
         self.history.append(report)
         self.counters.steps += 1
         self.counters.acted += bool(report.acted)
@@ -215,6 +233,10 @@ class SafetyGuard:
             self.reader, parameters, self.pools, self._forward(), self.counters.steps, optimizer, self.total_steps
         )
 
+    def _zero_step(self, *, settling: bool) -> ZeroStep:
+        made = self._step()
+        return ZeroStep(**vars(made), settling=settling)
+
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -236,19 +258,19 @@ class Handles:
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """Take off DDP; refuse the wrappers under which parameters are not what they seem. FSDP2 modules stay as they are.
+    """Take off DDP and DeepSpeed's engine; refuse the wrappers under which parameters are not what they seem.
+
+    FSDP2 modules stay as they are.
 
     Raises:
-        GuardError: under FSDP 1 and DeepSpeed.
+        GuardError: under FSDP 1.
     """
     kind = type(model).__name__
     if kind == "FullyShardedDataParallel":
         fix = "use FSDP2: `accelerate launch --use_fsdp --fsdp_version 2`, or fsdp_version: 2 in its configuration"
         raise GuardError("FSDP 1 flattens the parameters, so blocks are no matrices any more", seen=kind, fix=fix)
-    if kind == "DeepSpeedEngine":
-        fix = "train with DDP or on one device"
-        raise GuardError("DeepSpeed updates inside backward: the guard would silently do nothing", seen=kind, fix=fix)
-    return model.module if kind == "DistributedDataParallel" else model  # type: ignore[return-value]
+    wrapped = kind in ("DistributedDataParallel", "DeepSpeedEngine")
+    return model.module if wrapped else model  # type: ignore[return-value]
 
 
 def innermost_optimizer(optimizer: Any) -> Any:
@@ -258,8 +280,8 @@ def innermost_optimizer(optimizer: Any) -> Any:
         GuardError: when what is inside is no torch optimizer or steps inside backward.
     """
     while hasattr(optimizer, "accelerator_state") or not isinstance(optimizer, torch.optim.Optimizer):
-        if "DeepSpeed" in type(optimizer).__name__ or not hasattr(optimizer, "optimizer"):
-            fix = "use a torch.optim optimizer without DeepSpeed; under ZeRO the update happens inside backward"
+        if not hasattr(optimizer, "optimizer"):
+            fix = "use a torch.optim optimizer, or DeepSpeed ZeRO"
             raise GuardError("the guard cannot hook this optimizer", seen=type(optimizer).__name__, fix=fix)
         optimizer = optimizer.optimizer
     name = type(optimizer).__name__

@@ -58,18 +58,18 @@ class KeelRule:
             Juditsky 1992), which takes one copy of what is trained.
         settle_calm: looks in a row without a correction that end them; one look at a few anchors is little evidence.
         settle_rows: anchors of each side in such a look.
-        target: what is held (``sensors.py``). "decision": refusals by the aligned model's own first tokens, innocent
+        target: what is held (``sensors.py``). "distribution": the aligned model's whole choice at its own first tokens
+            (KL from it, ``ref_i`` 0), which does not let a side become surer than it was. "words": these tokens.
+            "decision": refusals by the aligned model's own first tokens, innocent
             requests by ``log(P / (1 - P)) / 3`` with ``P`` the chance that the reply opens like one of its refusals
-            (nats; other words in an answer are no drift). "words": its own first tokens on both sides.
-            "distribution": its whole choice there (KL from the aligned model, ``ref_i`` 0), which does not let a side
-            become surer than it was.
+            (nats; other words in an answer are no drift).
         spare: where one side only has drifted, the move is the shortest one that also does not raise the mean loss of
             the other side's anchors of this look, to first order; these are then read twice.
     """
 
     rows: int = 5
     answer_rows: int = 5
-    margin: float = 0.05
+    margin: float = 0.02
     decision_tokens: int | None = 3
     largest_shift: float = 0.5
     check_every: int = 1
@@ -77,8 +77,8 @@ class KeelRule:
     calm_after: int = 8
     settle_rounds: int = 24
     settle_calm: int = 3
-    settle_rows: int = 5
-    target: str = "words"
+    settle_rows: int = 16
+    target: str = "distribution"
     spare: bool = False
     name: str = "keel"
 
@@ -118,9 +118,10 @@ class KeelRule:
         while len(reports) < self.settle_rounds and not self._settled(reports):
             reports.append(self._hold(step, self.settle_rows, self.settle_rows))
             if len(reports) > self.settle_rounds // 2:
-                add_to(summed, step.parameters)
+                add_to(summed, step.values)
         if summed and not self._settled(reports):
-            place_mean(summed, step.parameters, len(reports) - self.settle_rounds // 2)
+            place_mean(summed, step.values, len(reports) - self.settle_rounds // 2)
+            step.moved()
             reports.append(
                 self._seen(step, self.settle_rows, self.settle_rows)
             )  # the log ends with the model that is saved
@@ -228,7 +229,8 @@ class KeelRule:
                 for name in set(anchor) & set(task):
                     task[name].sub_(anchor[name].to(task[name].dtype), alpha=scale)
         zeros = [0.0] * len(spared)
-        move = move_jointly(step.parameters, [*anchors, *spared], [*drifts, *zeros], self.largest_shift)
+        move = move_jointly(step.values, [*anchors, *spared], [*drifts, *zeros], self.largest_shift)
+        step.moved()
         left = math.sqrt(inner_product(task, task))
         return replace(
             report,

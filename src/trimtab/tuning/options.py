@@ -61,7 +61,7 @@ class GuardArguments:
     guard_refresh_every: int | None = field(default=None, metadata={"help": "spf: steps between safety gradients (1)."})
     guard_rows: int | None = field(default=None, metadata={"help": "Anchors looked at per step; keel: refusals (5)."})
     guard_answer_rows: int | None = field(default=None, metadata={"help": "keel: answers looked at per step (5)."})
-    guard_margin: float | None = field(default=None, metadata={"help": "keel: tolerated drift, nats per token (0.05)."})
+    guard_margin: float | None = field(default=None, metadata={"help": "keel: tolerated drift, nats per token (0.02)."})
     guard_decision_tokens: int | None = field(
         default=None, metadata={"help": "Supervised first tokens of a reply (3)."}
     )
@@ -76,11 +76,11 @@ class GuardArguments:
         default=None, metadata={"help": "keel: most looks after the last update (24)."}
     )
     guard_settle_rows: int | None = field(
-        default=None, metadata={"help": "keel: anchors of each side in such a look (5)."}
+        default=None, metadata={"help": "keel: anchors of each side in such a look (16)."}
     )
     guard_target: str | None = field(
         default=None,
-        metadata={"help": "keel: what is held of the aligned model: its words (default), distribution or decision."},
+        metadata={"help": "keel: what is held of the aligned model: its distribution (default), words or decision."},
     )
     guard_spare: bool | None = field(
         default=None, metadata={"help": "keel: a correction of one side does not raise the calm side's loss (false)."}

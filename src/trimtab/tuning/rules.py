@@ -56,6 +56,14 @@ class Step:
         """Task gradients of the parameters that have one."""
         return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
 
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """What a rule changes to move the parameters; ``moved`` follows every change."""
+        return self.parameters
+
+    def moved(self) -> None:
+        """Nothing: the values are the parameters (``zero.py`` has others)."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -234,7 +242,7 @@ class JointMove(NamedTuple):
 
 @torch.no_grad()
 def move_jointly(
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     gradients: Sequence[dict[str, Tensor]],
     distances: Sequence[float],
     longest: float,

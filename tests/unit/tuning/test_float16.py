@@ -77,7 +77,7 @@ def test_float16_autocast_with_a_scaler_follows_float32(rule: str, options: dict
     plain, half = _run(rule, options, None, fused=fused), _run(rule, options, 2.0**10, half=True, fused=fused)
     assert half[0].counters.steps == 3 and half[0].counters.skipped == 0
     apart = torch.cat([(a - b).abs().flatten() for a, b in zip(half[1], plain[1], strict=True)])
-    assert float(apart.max()) < 0.1 and float(apart.mean()) < 2e-3
+    assert float(apart.max()) < 0.1 and float(apart.mean()) < 4e-3
 
 
 def _memorised() -> Any:

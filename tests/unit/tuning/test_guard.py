@@ -144,7 +144,8 @@ def test_lora_with_an_empty_start_works(rule: str) -> None:
     loaded = tiny_model()
     model = get_peft_model(loaded.model, LoraConfig(r=4, target_modules="all-linear"))
     wrapped = LoadedModel(model, loaded.tokenizer, "tiny")
-    guard = _train(wrapped, rule, steps=12, lr=3e-2)
+    options = {"margin": 1e-5} if rule == "keel" else {}  # a distribution that is nearly flat hardly moves
+    guard = _train(wrapped, rule, steps=12, lr=3e-2, **options)
     assert guard.counters.steps == 12
     assert guard.counters.acted > 0
     frozen = [p for name, p in model.named_parameters() if "lora" not in name]

@@ -1,0 +1,127 @@
+"""DeepSpeed ZeRO 1 to 3 on two gloo processes against one plain process: same decisions, same parameters.
+
+In float32, which is what the engine keeps, and with SGD, which does not enlarge rounding as AdamW's first steps do.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from tests.distributed.loop import STEPS, Case, assert_equal_to_one, free_port, joined, save
+from tests.tiny import tiny_model
+from tests.unit.tuning.test_guard import ANCHORS
+from trimtab.errors import GuardError
+from trimtab.models import LoadedModel
+from trimtab.tuning.guard import SafetyGuard
+
+pytest.importorskip("deepspeed")
+
+CASES = {
+    "keel": Case("keel", {"margin": 0.005, "settle_rounds": 4}, tolerance=5e-4),
+    "keel-lora": Case("keel", {"margin": 1e-5, "settle_rounds": 4}, lora=True, tolerance=1e-4),
+}
+
+
+def _model(case: Case) -> LoadedModel:
+    loaded = tiny_model()
+    if not case.lora:
+        return loaded
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = get_peft_model(loaded.model, LoraConfig(r=4, target_modules="all-linear"))
+    return LoadedModel(model, loaded.tokenizer, loaded.name)
+
+
+def _engine(model: torch.nn.Module, optimizer: torch.optim.Optimizer, stage: int, **more: Any) -> Any:
+    import deepspeed
+
+    configuration = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,
+        **more,
+    }
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+
+
+def _whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's own copies, which is what is saved; of stage 3 put together from the ranks' parts."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        part = getattr(parameter, "ds_tensor", None)
+        if part is None:
+            found[name] = parameter.detach().clone()
+            continue
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part.detach().clone())
+        found[name] = torch.cat([piece.flatten() for piece in parts])[: parameter.ds_numel].view(parameter.ds_shape)
+    return found
+
+
+def _run(rank: int, world: int, name: str, stage: int, folder: str) -> None:
+    case = CASES[name]
+    with joined(rank, world):
+        loaded = _model(case)
+        model: Any = loaded.model
+        os.environ["LOCAL_RANK"] = str(rank)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        engine = _engine(model, optimizer, stage) if world > 1 else None
+        guard = SafetyGuard(loaded, ANCHORS, case.rule, model=engine or model, **case.options)
+        handle = guard.install(engine.optimizer if engine else optimizer)
+        rows = torch.randint(4, 30, (STEPS, 4, 10), generator=torch.Generator().manual_seed(3))
+        for batch in rows:
+            part = batch.chunk(world)[rank]
+            logits = (engine or model)(input_ids=part).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), part[:, 1:].flatten())
+            if engine:
+                engine.backward(loss)
+                engine.step()
+            else:
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        handle.remove()
+        guard.finish()
+        state = _whole(model) if engine else dict(model.named_parameters())
+        acted = [report.acted for report in guard.history]
+        save(folder, rank, world, {key: tensor.detach().clone() for key, tensor in state.items()}, acted)
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles a part of itself")
+@pytest.mark.parametrize(("name", "stage"), [("keel", 1), ("keel", 2), ("keel", 3), ("keel-lora", 3)])
+def test_two_processes_equal_one(name: str, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_TEST_PORT", str(free_port()))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    _run(0, 1, name, stage, str(tmp_path))
+    mp.spawn(_run, args=(2, name, stage, str(tmp_path)), nprocs=2)
+    assert_equal_to_one(tmp_path, CASES[name].tolerance)
+
+
+@pytest.mark.parametrize("rule", ["spf", "mixing", "lisa"])
+def test_rules_that_write_gradients_themselves_are_refused(rule: str) -> None:
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    loaded = tiny_model()
+    guard = SafetyGuard(loaded, ANCHORS, rule)
+    with pytest.raises(GuardError, match="does not work under DeepSpeed"):
+        guard.install(object.__new__(DeepSpeedZeroOptimizer))
+
+
+def test_float16_is_refused() -> None:
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    loaded = tiny_model()
+    loaded.model.half()
+    with pytest.raises(GuardError, match="float16"):
+        SafetyGuard(loaded, ANCHORS, "keel").install(object.__new__(DeepSpeedZeroOptimizer))
