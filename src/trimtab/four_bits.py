@@ -34,8 +34,7 @@ def keep_order(model: nn.Module) -> int:
         changed: Any = layer
         if hasattr(layer, SWITCH):
             setattr(changed, SWITCH, False)
-        if getattr(getattr(changed.weight, "quant_state", None), "packing_format_for_cpu", False):
-            changed.state_dict()  # bitsandbytes' own way back: what it saves is always in the first order
+        restore_order(layer)
     on_cpu = [layer for layer in layers if next(layer.parameters()).device.type == "cpu"]
     if on_cpu and not (error := error_after_a_look(on_cpu[0])) <= TOLERATED:
         raise ModelError(
@@ -44,6 +43,16 @@ def keep_order(model: nn.Module) -> int:
             fix="install bitsandbytes 0.50.2, which is tested, or load the model without quantisation",
         )
     return len(layers)
+
+
+def restore_order(layer: nn.Module) -> None:
+    """Put a layer's repacked weights back into their first order, in which alone they can be unpacked.
+
+    The next pass in eval mode repacks them, unless ``keep_order`` has switched that off. Nothing for other layers.
+    """
+    held: Any = layer
+    if getattr(getattr(getattr(held, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+        held.state_dict()  # bitsandbytes' own way back: what it saves is always in the first order
 
 
 def is_four_bit(module: nn.Module) -> bool:

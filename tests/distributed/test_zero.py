@@ -73,7 +73,8 @@ def _run(rank: int, world: int, name: str, stage: int, folder: str) -> None:
     with joined(rank, world):
         loaded = _model(case)
         model: Any = loaded.model
-        os.environ["LOCAL_RANK"] = str(rank)
+        if world > 1:  # in a process of its own
+            os.environ["LOCAL_RANK"] = str(rank)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
         engine = _engine(model, optimizer, stage) if world > 1 else None
         guard = SafetyGuard(loaded, ANCHORS, case.rule, model=engine or model, **case.options)

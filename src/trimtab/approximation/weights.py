@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import ApproximationError
+from trimtab.four_bits import restore_order
 
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CHUNK = 1024  # unit vectors at a time
@@ -38,6 +39,8 @@ def dense_weight(module: nn.Module) -> Tensor:
     if type(weight).__name__ in ("Params4bit", "Int8Params"):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
+        restore_order(layer)
+        weight = layer.weight
         unpacked: Tensor = dequantize_bnb_weight(weight, getattr(layer, "state", None)).detach()
         if tuple(unpacked.shape) == shape:
             return unpacked

