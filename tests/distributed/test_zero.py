@@ -109,6 +109,41 @@ def test_two_processes_equal_one(name: str, stage: int, tmp_path: Path, monkeypa
     assert_equal_to_one(tmp_path, CASES[name].tolerance)
 
 
+def _drift_in_bfloat16(rank: int, world: int, margin: float, folder: str) -> None:
+    """Ten steps with bfloat16 weights under stage 3; the drift of the model that would be saved."""
+    with joined(rank, world):
+        os.environ["LOCAL_RANK"] = str(rank)
+        loaded = tiny_model()
+        optimizer = torch.optim.SGD(loaded.model.parameters(), lr=0.5)
+        engine = _engine(loaded.model, optimizer, 3, bf16={"enabled": True})
+        options = {"margin": margin, "settle_rounds": 4, "autocast": torch.bfloat16}
+        guard = SafetyGuard(loaded, ANCHORS, "keel", model=engine, **options)
+        handle = guard.install(engine.optimizer)
+        for batch in torch.randint(4, 30, (STEPS, 4, 10), generator=torch.Generator().manual_seed(3)):
+            part = batch.chunk(world)[rank]
+            logits = engine(input_ids=part).logits.float()
+            engine.backward(F.cross_entropy(logits[:, :-1].flatten(0, 1), part[:, 1:].flatten()))
+            engine.step()
+        handle.remove()
+        guard.finish()
+        assert next(loaded.model.parameters()).dtype == torch.bfloat16
+        torch.save(guard.history[-1].excess, Path(folder) / f"{margin}-{rank}.pt")
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles a part of itself")
+def test_corrections_of_bfloat16_weights_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_TEST_PORT", str(free_port()))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    guarded, watched = 0.005, 1e9
+    for margin in (guarded, watched):
+        mp.spawn(_drift_in_bfloat16, args=(2, margin, str(tmp_path)), nprocs=2)
+    held, lost = (torch.load(tmp_path / f"{margin}-0.pt") for margin in (guarded, watched))
+    assert torch.load(tmp_path / f"{guarded}-1.pt") == held  # every rank decides on the same numbers
+    for side in ("refuse", "answer"):
+        assert held[side] < 0.02 < 0.1 < lost[side]
+
+
 @pytest.mark.parametrize("rule", ["spf", "mixing", "lisa"])
 def test_rules_that_write_gradients_themselves_are_refused(rule: str) -> None:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
