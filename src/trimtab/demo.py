@@ -89,7 +89,7 @@ class DemoResult:
 def settings_for(*, quick: bool, seed: int, guard: str) -> DemoSettings:
     """The full demo, or a quick look with fewer steps and prompts."""
     if quick:
-        return DemoSettings(seed=seed, guard=guard, anchors="bundled:14", steps=9, limit=21, new_tokens=10)
+        return DemoSettings(seed=seed, guard=guard, anchors="bundled:14", steps=9, limit=21)
     return DemoSettings(seed=seed, guard=guard)
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 1 to 3 on two gloo processes against one plain process: same decisions, same parameters.
+"""DeepSpeed ZeRO 0 to 3 on two gloo processes against one plain process: same decisions, same parameters.
 
 In float32, which is what the engine keeps, and with SGD, which does not enlarge rounding as AdamW's first steps do.
 """
@@ -22,6 +22,7 @@ from tests.unit.tuning.test_guard import ANCHORS
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard
+from trimtab.tuning.zero import ZeroHandle
 
 pytest.importorskip("deepspeed")
 
@@ -100,7 +101,7 @@ def _run(rank: int, world: int, name: str, stage: int, folder: str) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles a part of itself")
-@pytest.mark.parametrize(("name", "stage"), [("keel", 1), ("keel", 2), ("keel", 3), ("keel-lora", 3)])
+@pytest.mark.parametrize(("name", "stage"), [("keel", 0), ("keel", 1), ("keel", 2), ("keel", 3), ("keel-lora", 3)])
 def test_two_processes_equal_one(name: str, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_TEST_PORT", str(free_port()))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
@@ -152,6 +153,32 @@ def test_rules_that_write_gradients_themselves_are_refused(rule: str) -> None:
     guard = SafetyGuard(loaded, ANCHORS, rule)
     with pytest.raises(GuardError, match="does not work under DeepSpeed"):
         guard.install(object.__new__(DeepSpeedZeroOptimizer))
+
+
+def test_an_engine_without_float32_parameters_is_refused_before_the_first_step() -> None:
+    """As in bfloat16 under stage 0."""
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    with pytest.raises(GuardError, match="no float32 copy"):
+        SafetyGuard(tiny_model(), ANCHORS, "keel").install(object.__new__(DeepSpeedZeroOptimizer))
+
+
+def test_the_hook_is_taken_off_and_leaves_another_ones_alone() -> None:
+    class Plain:
+        def step(self) -> str:
+            return "own"
+
+    calls: list[str] = []
+    optimizer: Any = Plain()
+    handle = ZeroHandle(optimizer, lambda: calls.append("guard"))
+    assert optimizer.step() == "own" and calls == ["guard"]
+    handle.remove()
+    assert "step" not in vars(optimizer)
+    optimizer.step = lambda: "wrapped"
+    handle = ZeroHandle(optimizer, lambda: calls.append("guard"))
+    assert optimizer.step() == "wrapped"
+    handle.remove()
+    assert optimizer.step() == "wrapped" and calls == ["guard", "guard"]
 
 
 def test_float16_is_refused() -> None:

@@ -47,13 +47,20 @@ def require_zero(rule: Any, parameters: Mapping[str, Tensor]) -> None:
     """Refuse, before the first step, what would be wrong.
 
     Raises:
-        GuardError: for a rule that is not keel's; for float16, whose gradients are still scaled inside the step.
+        GuardError: for a rule that is not keel's; for float16, whose gradients are still scaled inside the step; where
+            the engine keeps no float32 parameters that can be asked for (bfloat16 under stage 0).
     """
+    from deepspeed.utils import safe_get_full_fp32_param
+
     if rule.name not in RULES:
         fix = f"use one of {', '.join(RULES)}, or train with DDP or FSDP2"
         raise GuardError("this rule does not work under DeepSpeed ZeRO", seen=rule.name, fix=fix)
     if any(parameter.dtype == torch.float16 for parameter in parameters.values()):
         raise GuardError("the guard does not work under DeepSpeed in float16", fix='set "bf16": {"enabled": true}')
+    name, parameter = next(iter(parameters.items()))
+    if safe_get_full_fp32_param(parameter) is None:
+        fix = '"zero_optimization": {"stage": 1}, or 2 or 3'
+        raise GuardError("DeepSpeed gives no float32 copy of a trained parameter", seen=name, fix=fix)
 
 
 class ZeroHandle:
@@ -61,6 +68,7 @@ class ZeroHandle:
 
     def __init__(self, optimizer: Any, before: Callable[[], None]) -> None:
         self._optimizer, own = optimizer, optimizer.step
+        self._own = own if "step" in vars(optimizer) else None  # somebody else's wrapper, not the class's
 
         def step(*args: Any, **kwargs: Any) -> Any:
             before()
@@ -69,7 +77,10 @@ class ZeroHandle:
         optimizer.step = step
 
     def remove(self) -> None:
-        del self._optimizer.step  # the instance's; the class has its own
+        if self._own is None:
+            del self._optimizer.step  # the class has its own
+        else:
+            self._optimizer.step = self._own
 
 
 @dataclass
@@ -93,6 +104,8 @@ class ZeroStep(Step):
 
             found = {} if self.settling else {name: safe_get_full_grad(p) for name, p in self.parameters.items()}
             self._task = {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
+            if not self._task and not self.settling:
+                raise GuardError("DeepSpeed gives no gradient inside its step", seen=f"{len(found)} trained parameters")
         return self._task
 
     @property
@@ -102,8 +115,6 @@ class ZeroStep(Step):
             from deepspeed.utils import safe_get_full_fp32_param
 
             found = {name: safe_get_full_fp32_param(p) for name, p in self.parameters.items()}
-            if missing := [name for name, value in found.items() if value is None]:
-                raise GuardError("DeepSpeed gives no float32 copy of a trained parameter", seen=missing[0])
             self._values = {name: at_least_float32(value).clone() for name, value in found.items()}
         return self._values
 
@@ -131,6 +142,6 @@ def _place(parameter: torch.nn.Parameter, value: Tensor) -> None:
     if part is not None:
         begin = torch.distributed.get_rank(group) * part.numel()
         mine = value.flatten()[begin : begin + part.numel()]  # the last part is filled up
-        part.data.flatten()[: mine.numel()].copy_(mine)
+        part.data.view(-1)[: mine.numel()].copy_(mine)  # a view or an error, never a copy that is lost
     if parameter.shape == value.shape:
         parameter.copy_(value)
