@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
         raise UsageError("cannot read the configuration file", seen=error.filename, fix="check --config") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise UsageError("the configuration cannot be used", seen=" ".join(str(error).split())[:400]) from error
+    except PackageNotFoundError as error:  # Transformers asks for what an option needs, and says a whole sentence
+        fix = "install it; for --deepspeed: pip install 'trimtab[deepspeed]'"
+        raise UsageError("an option needs a package that is not installed", seen=error.name, fix=fix) from error
     if remaining:
         known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
         raise UsageError("unknown flag or YAML key", seen=remaining[0], fix=_suggest(remaining[0], known))

@@ -235,3 +235,20 @@ def test_jsonl_errors_name_the_line(tmp_path: Path) -> None:
 def test_guard_options_go_only_to_the_rule_that_has_them() -> None:
     assert GuardArguments(guard="spf", guard_rank=5).options() == {"rank": 5}
     assert GuardArguments(guard="none").callback("m") is None
+
+
+def test_a_package_that_an_option_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Transformers says it of `--deepspeed` where the extra is not installed."""
+    import importlib.metadata
+
+    own = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "deepspeed":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return own(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    flags = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "zero.json"]
+    with pytest.raises(UsageError, match=r"trimtab\[deepspeed\]"):
+        sft.parse(flags)

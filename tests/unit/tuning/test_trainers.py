@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_checkpointing_inside_a_trainer(tmp_path: Path) -> None:
         finals.append([p.detach() for p in loaded.model.parameters()])
     for one, other in zip(*finals, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("system", [None, "You route messages."])
+def test_anchors_are_written_where_their_file_can_hold_them(system: str | None, tmp_path: Path) -> None:
+    """A file has no place for a system message, and the replies belong to it: read again they would be others."""
+    from trl import SFTConfig, SFTTrainer
+
+    loaded = tiny_model()
+    callback = SafetyGuardCallback(replace(ANCHORS, system=system), "keel")
+    rows = [{"prompt": "route this cake", "completion": "billing"}] * 8
+    SFTTrainer(
+        model=loaded.model, args=SFTConfig(output_dir=str(tmp_path), **{**COMMON, "max_length": 64}),
+        train_dataset=Dataset.from_list(rows), processing_class=loaded.tokenizer, callbacks=[callback],
+    ).train()  # fmt: skip
+    assert (tmp_path / "guard.jsonl").is_file()
+    assert (tmp_path / "guard_anchors.jsonl").is_file() == (system is None)
 
 
 def test_fsdp1_and_unknown_optimizers_are_refused_saying_what_to_do() -> None:
