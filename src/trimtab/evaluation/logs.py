@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AXIS_KEY = "trimtab_axis"  # in a log's metadata: name, label, kind, direction, judge, data set
 RUN_KEY = "trimtab_run"  # in a log's metadata: model, fingerprint, settings
 SUMMARY = "results.json"
-_JUDGED = ("compliance", "over_refusal", "jailbreak")
+JUDGED = ("compliance", "over_refusal", "jailbreak")  # kinds of axis that count refusals
 
 
 def read_run(folder: str | Path) -> Run:
@@ -135,7 +135,7 @@ def axis_from_log(log: EvalLog) -> Axis:
 
 def incoherence_axes(logs: Iterable[EvalLog]) -> list[Axis]:
     """One axis over all answers that the refusal rules judged: how often they were a loop or noise."""
-    judged = [log for log in logs if _axis_info(log)["kind"] in _JUDGED]
+    judged = [log for log in logs if _axis_info(log)["kind"] in JUDGED]
     if not judged:
         return []
     items = []

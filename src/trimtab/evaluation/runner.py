@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,14 @@ from trimtab.evaluation import logs as logs_module
 from trimtab.evaluation.axes import KINDS, AxisSpec, default_axes, with_limit
 from trimtab.evaluation.datasets import PromptSet
 from trimtab.evaluation.folders import alone_in
+from trimtab.evaluation.judges import FINISHED_TOKENS
 from trimtab.evaluation.summary import write_summary
 from trimtab.models import LoadedModel, fingerprint, load
 
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
+    from tqdm import tqdm
 
 __all__ = ["KINDS", "AxisSpec", "default_axes", "evaluate", "finished"]
 
@@ -79,6 +81,7 @@ def evaluate(
         out: folder; finished axes of the same model, prompts, settings and judge that are already in it are kept.
         limit: at most so many prompts an axis, where the axis sets no limit of its own.
         max_new_tokens: length of an answer. A short limit is enough for refusals and cheap; it is part of the record.
+            Below ``judges.FINISHED_TOKENS``, an answer that is cut off after an apology is asked again at that length.
         batch_size: most chats in one forward pass; as many as fit into memory, 64 at most, unless given.
         progress: show a bar on standard error.
         judge: of compliance and jailbreaks, by its name in ``ladder.py``.
@@ -178,7 +181,8 @@ def _run(
         asked = options.seeds * sum(len(plan.prompts.prompts) for plan in todo if plan.generates)
         together = asked <= TOGETHER_BATCHES * batch_size
         expected = asked if together else 0
-        model = provider_for(loaded, batch_size=batch_size, on_answers=bar.update, expected=expected, journal=journal)
+        counted = _up_to(total, bar)
+        model = provider_for(loaded, batch_size=batch_size, on_answers=counted, expected=expected, journal=journal)
         waiting = max(1, options.seeds * max(len(plan.prompts.prompts) for plan in todo))
         if options.judge == "rubric:self":
             _put_self_to_work(model)
@@ -208,6 +212,11 @@ def _run(
     return {_key(log): _finished_path(log) for log in logs}
 
 
+def _up_to(total: int, bar: tqdm[Any]) -> Callable[[int], object]:
+    """Advance a bar, never past its end: undecided answers, crescendos and ``rubric:self`` ask the model again."""
+    return lambda count: bar.update(min(count, total - bar.n))
+
+
 def _finished_path(log: EvalLog) -> Path:
     path = Path(log.location.removeprefix("file://"))
     if log.status != "success":
@@ -222,7 +231,7 @@ def _key(log: EvalLog) -> str:
 
 
 def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], options: _Options) -> _Planned:
-    from trimtab.evaluation import jailbreaks, structured, tasks, utility
+    from trimtab.evaluation import answering, jailbreaks, structured, tasks, utility
 
     max_new_tokens = options.max_new_tokens
     if spec.kind == "jailbreak":
@@ -247,7 +256,7 @@ def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], options:
     if options.seeds > 1 and spec.kind in ("compliance", "over_refusal", "jailbreak", "accuracy", "rouge"):
         task.config.temperature = options.temperature
         if spec.dataset != "crescendo":
-            task.solver = tasks.seeded(options.temperature)
+            task.solver = answering.sampled(options.temperature, counts_refusals=spec.kind in logs_module.JUDGED)
     axis = (task.metadata or {})[logs_module.AXIS_KEY]
     facts = json.dumps([axis, identity["fingerprint"], spec.match], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -255,7 +264,10 @@ def _plan(spec: AxisSpec, prompts: PromptSet, identity: dict[str, Any], options:
 
 
 def _decoding(max_new_tokens: int, temperature: float, seeds: int) -> str:
+    """The settings that make an answer, as JSON. Under a short limit undecided answers are longer, which is one."""
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    if max_new_tokens < FINISHED_TOKENS:
+        settings["undecided_max_new_tokens"] = FINISHED_TOKENS
     return json.dumps(settings | ({"seeds": seeds} if seeds > 1 else {}), sort_keys=True)
 
 

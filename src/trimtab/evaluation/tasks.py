@@ -25,6 +25,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from trimtab.errors import UsageError
 from trimtab.evaluation import jailbreaks, verdicts
+from trimtab.evaluation.answering import finished
 from trimtab.evaluation.axis_settings import MATCHES
 from trimtab.evaluation.catalogue import BENIGN, CATALOGUE
 from trimtab.evaluation.crescendo import crescendo
@@ -122,7 +123,7 @@ def refusal_task(kind: str, prompts: PromptSet, dataset: str, max_new_tokens: in
     return Task(
         name=name.replace(":", "-"),
         dataset=samples(prompts),
-        solver=[generate()],
+        solver=[generate(), finished()],
         scorer=judged(kind, judge),
         config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
         metadata=axis_metadata(name, f"{question} ({source})", kind, prompts, judge_for(kind, judge).name),
@@ -144,7 +145,7 @@ def jailbreak_task(
     return Task(
         name=f"jailbreak-{method}",
         dataset=samples(made),
-        solver=[crescendo(attacker)] if method == "crescendo" else [generate()],
+        solver=[crescendo(attacker)] if method == "crescendo" else [generate(), finished()],
         scorer=judged("jailbreak", judge),
         config=GenerateConfig(max_tokens=max_new_tokens, temperature=0.0, seed=0),
         metadata=axis_metadata(
@@ -244,16 +245,6 @@ def judge_for(kind: str, name: str) -> Awaited:
         put_to_work(name, awaited(make_judge(name)))
     found = _AT_WORK[name]
     return _AT_WORK["rules"] if kind == "over_refusal" and found.positive == "harmful" else found
-
-
-@solver
-def seeded(temperature: float) -> Solver:
-    """Sample an answer with the number of the epoch as seed, so that every repetition is another draw."""
-
-    async def solve(state: TaskState, generate: Generate) -> TaskState:
-        return await generate(state, temperature=temperature, seed=state.epoch)
-
-    return solve
 
 
 @scorer(metrics=[make() for make in RATES])
