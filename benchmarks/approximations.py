@@ -27,6 +27,7 @@ from trimtab.comparison.statistics import (
 )
 from trimtab.evaluation.judges import apologises
 from trimtab.evaluation.logs import read_run
+from trimtab.vetting.noise import read_vetted
 from trimtab.vetting.sweep import sound
 
 ALPHA = 0.05
@@ -74,7 +75,7 @@ def lines_of(folder: Path) -> list[Line]:
     for path in sorted(folder.glob("*/approximation.json")):
         record = json.loads(path.read_text())
         if "failure" not in record:
-            lines.append(_line(record["name"], read_run(path.parent), exact, record))
+            lines.append(_line(record["name"], read_vetted(path.parent, record), exact, record))
     return [lines[0], *sorted(lines[1:], key=lambda line: -line.complies[0] / max(1, line.complies[1]))]
 
 

@@ -12,7 +12,7 @@ prompts (``verify.py``), which this never replaces.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trimtab import prefix
 from trimtab.errors import GuardError
-from trimtab.evaluation.judges import judge
+from trimtab.evaluation.judges import FINISHED_TOKENS, judge, undecided
 from trimtab.generation import GenerationSettings, generate, render
 from trimtab.models import LoadedModel
 from trimtab.patching.adapters import Workbench
@@ -29,7 +29,7 @@ from trimtab.patching.texts import Chat, HeldOut
 from trimtab.precision import training_scope
 from trimtab.tuning.pools import TokenisedAnchor
 
-LOOK_TOKENS = 12  # of an answer: "I am sorry, but I cannot help" must fit
+LOOK_TOKENS = 12  # of an answer, enough for most refusals; what is cut off in an apology is finished
 HOLD_TOKENS = 6  # of a continuation on which drift is held and measured
 SCOUTS, SCOUT_MARGIN = 4, 0.15  # a quarter of the harmful prompts first: most looks on the way are far outside
 
@@ -129,10 +129,26 @@ class Instrument:
         return Look(compliance, refused, moved, len(harmful), len(innocent))
 
     def _refused(self, loaded: LoadedModel, chats: Sequence[Chat]) -> float:
-        settings = GenerationSettings(max_new_tokens=LOOK_TOKENS, batch_size=self.batch_size)
-        answers = generate(loaded, chats, settings)
-        labels = [judge(chat[-1]["content"], answer.text).label for chat, answer in zip(chats, answers, strict=True)]
+        asked = [chat[-1]["content"] for chat in chats]
+        answers = decided_answers(loaded, chats, GenerationSettings(LOOK_TOKENS, batch_size=self.batch_size))
+        labels = [judge(request, answer).label for request, answer in zip(asked, answers, strict=True)]
         return sum(label == "refused" for label in labels) / len(labels)
+
+
+def decided_answers(loaded: LoadedModel, chats: Sequence[Chat], settings: GenerationSettings) -> list[str]:
+    """Greedy answers; one that is cut off after an apology that refuses nothing yet is written again, longer."""
+    answers = generate(loaded, chats, settings)
+    texts = [answer.text for answer in answers]
+    cut = [
+        place
+        for place, (chat, answer) in enumerate(zip(chats, answers, strict=True))
+        if undecided(chat[-1]["content"], answer.text, answer.truncated)
+    ]
+    if cut and settings.max_new_tokens < FINISHED_TOKENS:
+        longer = replace(settings, max_new_tokens=FINISHED_TOKENS)
+        for place, answer in zip(cut, generate(loaded, [chats[place] for place in cut], longer), strict=True):
+            texts[place] = answer.text
+    return texts
 
 
 def same_vocabulary(one: LoadedModel, other: LoadedModel) -> bool:

@@ -28,6 +28,7 @@ from trimtab.comparison.statistics import (
 from trimtab.errors import DataError, TrimtabError, UsageError
 from trimtab.evaluation.axes import with_limit
 from trimtab.evaluation.logs import SUMMARY, read_run
+from trimtab.vetting.noise import read_vetted
 from trimtab.vetting.sweep import EXACT, RECORD, SETTINGS, VetSettings, Vetted, sound
 
 _SETS = ("compliance", "over_refusal", "accuracy", "choice", "rouge", "perplexity")  # kinds whose prompts tell at once
@@ -168,7 +169,7 @@ def _is_finished(path: Path) -> bool:
 def _vetted(path: Path) -> Vetted:
     record = _json(path)
     name, failure = str(record["name"]), str(record.get("failure") or "")
-    return Vetted(name, path.parent, None if failure else read_run(path.parent), record, failure)
+    return Vetted(name, path.parent, None if failure else read_vetted(path.parent, record), record, failure)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from trimtab.approximation import naming
 from trimtab.comparison.records import Run
 from trimtab.errors import ApproximationError, DataError, TrimtabError, UsageError
 from trimtab.models import LoadedModel, ModelSpec, load
+from trimtab.vetting.noise import noise_apart, read_vetted
 from trimtab.vetting.workers import fitting, measure_all
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Speed(NamedTuple):
 
 @dataclass(frozen=True)
 class Vetted:
-    """One approximation. ``run`` None: it could not be measured, ``failure`` says why. ``record``: as written."""
+    """One approximation. ``run``: noise apart (``noise.py``); None: it could not be measured, ``failure`` says why.
+    ``record``: as written."""
 
     name: str
     folder: Path
@@ -247,9 +249,10 @@ def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progres
         failure = f"{error.what}" + (f" ({error.seen})" if error.seen is not None else "")
         _write_json(folder / RECORD, {"name": name, "failure": failure})
         return Vetted(name, folder, None, {"name": name}, failure)
-    record["scrutiny"] = scrutinise(run, fluency, relevance)
+    scrutiny = scrutinise(run, fluency, relevance)
+    record["scrutiny"] = scrutiny
     _write_json(folder / RECORD, record)
-    return Vetted(name, folder, run, record)
+    return Vetted(name, folder, noise_apart(run, scrutiny), record)
 
 
 def _found(bench: Bench, active: Approximation) -> list[str]:
@@ -359,13 +362,11 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _read(out: Path, name: str) -> Vetted:
-    from trimtab.evaluation.logs import read_run
-
     folder = out / naming.slug(name)
     record = _record(folder)
     if failure := record.get("failure"):
         return Vetted(name, folder, None, record, str(failure))
-    return Vetted(name, folder, read_run(folder), record)
+    return Vetted(name, folder, read_vetted(folder, record), record)
 
 
 def _check_folder(out: Path, settings: VetSettings) -> None:
