@@ -27,8 +27,7 @@ from trimtab.comparison.statistics import (
 )
 from trimtab.evaluation.judges import apologises
 from trimtab.evaluation.logs import read_run
-from trimtab.vetting.noise import read_vetted
-from trimtab.vetting.sweep import sound
+from trimtab.vetting.scrutiny import read_vetted, sound
 
 ALPHA = 0.05
 Share = tuple[int, int, float, float]  # events, n, lower, upper

@@ -43,8 +43,8 @@ from trimtab.evaluation.datasets import bundled_requests, ticket_system
 from trimtab.evaluation.logs import read_run
 from trimtab.evaluation.runner import AxisSpec, evaluate
 from trimtab.evaluation.terminal import document
+from trimtab.patching.climb import LadderSettings
 from trimtab.patching.job import run
-from trimtab.patching.ladder import LadderSettings
 from trimtab.patching.methods import PatchSettings
 from trimtab.patching.texts import PUBLISHED, PUBLISHED_SHORT, as_chat
 

@@ -25,7 +25,7 @@ from trimtab.gradients.surgery import spf_algorithm1
 from trimtab.models import LoadedModel
 from trimtab.tuning.distributed import cut_like, spf_on_shards
 from trimtab.tuning.guard import SafetyGuard
-from trimtab.tuning.sft import verify_saved
+from trimtab.tuning.saving import verify_saved
 
 REFUSED = {
     "per-tensor": Case("per-tensor"),

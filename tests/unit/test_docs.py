@@ -21,7 +21,7 @@ import yaml
 import trimtab
 from trimtab.cli import trimtab as command_line
 from trimtab.comparison import policy_from_mapping
-from trimtab.tuning.sft import NO_GUARD, RULE_OPTIONS, GuardArguments
+from trimtab.tuning.options import NO_GUARD, RULE_OPTIONS, GuardArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(

@@ -40,7 +40,7 @@ def geometry(model: str, out: Path, data: Path | None, anchors: str | None, samp
     from trimtab.geometry.measure import GeometrySettings
     from trimtab.geometry.run import run_geometry
     from trimtab.geometry.table import summary_lines
-    from trimtab.tuning.sft import named_anchors
+    from trimtab.tuning.options import named_anchors
 
     settings = GeometrySettings(samples, rank, steps, batch, lr, optimizer, rule, seed)
     found = run_geometry(models.load(model), out, settings, data, named_anchors(anchors))

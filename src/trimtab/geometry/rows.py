@@ -43,7 +43,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: naming the line.
     """
-    from trimtab.tuning.sft import check_jsonl
+    from trimtab.tuning.training_data import check_jsonl
 
     check_jsonl(path)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

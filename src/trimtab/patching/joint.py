@@ -7,7 +7,7 @@ shortest one that takes the linearised distances of all sides above ``margin`` t
 (``gradients.surgery.joint_step``; Polyak's step for one side). No learning rate, no moments.
 
 Covered: sides with distributions as targets. Not covered: words as targets, whose distance does not end at zero
-(``recover.py``); when to stop (``ladder.py``).
+(``recover.py``); when to stop (``climb.py``).
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from trimtab.errors import GuardError, ModelError, UsageError
 from trimtab.evaluation.runner import AxisSpec
 from trimtab.models import LoadedModel
 from trimtab.patching.adapters import attach, base_name, detach, finish, require_effect, require_finite
+from trimtab.patching.climb import LadderSettings
 from trimtab.patching.heldout import continuations
-from trimtab.patching.ladder import LadderSettings, Repair, repair
+from trimtab.patching.ladder import Repair, repair
 from trimtab.patching.lowrank import PUBLISHED_RANK, measured_rank, truncated_step, weight_gradient
 from trimtab.patching.recover import LORA_RATE, PUBLISHED_RATE, PUBLISHED_STEPS, one_shot
 from trimtab.patching.select import Targets, bilevel, exhaustive

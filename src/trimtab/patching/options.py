@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.anchors import SafetyAnchors
 from trimtab.errors import UsageError
 from trimtab.evaluation.runner import AxisSpec
-from trimtab.patching.ladder import LadderSettings
+from trimtab.patching.climb import LadderSettings
 from trimtab.patching.methods import PatchSettings
 from trimtab.patching.recover import PUBLISHED_RATE, Recipe
 from trimtab.patching.texts import PUBLISHED, PUBLISHED_SHORT, read_prompts

@@ -15,7 +15,7 @@ one text says only one way to begin. Otherwise ``d`` is the cross-entropy of the
 writes answers, and look-alikes are among the prompts that are held.
 
 Covered: losses, steps by AdamW, the average, finiteness. Not covered: steps towards an ancestor (``joint.py``), when
-to stop (``ladder.py``), texts (``texts.py``).
+to stop (``climb.py``), texts (``texts.py``).
 """
 
 from __future__ import annotations

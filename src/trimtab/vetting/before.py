@@ -28,8 +28,8 @@ from trimtab.comparison.statistics import (
 from trimtab.errors import DataError, TrimtabError, UsageError
 from trimtab.evaluation.axes import with_limit
 from trimtab.evaluation.logs import SUMMARY, read_run
-from trimtab.vetting.noise import read_vetted
-from trimtab.vetting.sweep import EXACT, RECORD, SETTINGS, VetSettings, Vetted, sound
+from trimtab.vetting.scrutiny import read_vetted, sound
+from trimtab.vetting.sweep import EXACT, RECORD, SETTINGS, VetSettings, Vetted
 
 _SETS = ("compliance", "over_refusal", "accuracy", "choice", "rouge", "perplexity")  # kinds whose prompts tell at once
 _POOLED = ("compliance", "over_refusal", "incoherence", "perplexity")

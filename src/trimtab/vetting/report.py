@@ -18,8 +18,8 @@ from trimtab.comparison.results import EXIT_CODES, AxisResult, Finding
 from trimtab.comparison.statistics import wilson_interval
 from trimtab.vetting.before import Changes
 from trimtab.vetting.before_words import change_document, change_markdown, change_section
-from trimtab.vetting.noise import counted
-from trimtab.vetting.sweep import Vetted, sound
+from trimtab.vetting.scrutiny import counted, sound
+from trimtab.vetting.sweep import Vetted
 from trimtab.vetting.tables import html_table, markdown_table, perplexity, ratio_text, share_text
 
 COLUMNS = ("complies", "refuses innocents", "incoherent", "perplexity", "accuracy")

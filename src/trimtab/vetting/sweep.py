@@ -15,26 +15,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from trimtab.approximation import naming
 from trimtab.comparison.records import Run
 from trimtab.errors import ApproximationError, DataError, TrimtabError, UsageError
 from trimtab.models import LoadedModel, ModelSpec, load
-from trimtab.vetting.noise import noise_apart, read_vetted
+from trimtab.vetting.bench import Bench, Speed, needs_calibration, timed
+from trimtab.vetting.scrutiny import noise_apart, read_vetted, scrutinise
 from trimtab.vetting.workers import fitting, measure_all
 
 if TYPE_CHECKING:
     from trimtab.approximation.apply import Approximation
-    from trimtab.approximation.calibration import Calibration
     from trimtab.evaluation.runner import AxisSpec
-    from trimtab.vetting.fluency import Fluency
-    from trimtab.vetting.relevance import Relevance
-    from trimtab.vetting.site_errors import Recording
 
 EXACT, RECORD, SETTINGS = "exact", "approximation.json", "settings.json"
-SPEED_CHATS, SPEED_TOKENS = 8, 16
-ERROR_ROWS, ERROR_TOKENS = 12, 48
 
 
 @dataclass(frozen=True)
@@ -48,33 +43,9 @@ class VetSettings:
     batch_size: int = 32
 
 
-class Speed(NamedTuple):
-    """CPU or wall seconds for the same answers: exact and approximated, measured one after the other."""
-
-    exact_seconds: float
-    seconds: float
-    exact_tokens: int
-    tokens: int
-
-    @property
-    def exact_rate(self) -> float:
-        """Tokens read and written per second by the exact model."""
-        return self.exact_tokens / self.exact_seconds
-
-    @property
-    def rate(self) -> float:
-        """The same under the approximation."""
-        return self.tokens / self.seconds
-
-    @property
-    def cost(self) -> float:
-        """Time per token, approximated over exact."""
-        return self.exact_rate / self.rate
-
-
 @dataclass(frozen=True)
 class Vetted:
-    """One approximation. ``run``: noise apart (``noise.py``); None: it could not be measured, ``failure`` says why.
+    """One approximation. ``run``: noise apart (``scrutiny.py``); None: it could not be measured, ``failure`` says why.
     ``record``: as written."""
 
     name: str
@@ -145,65 +116,6 @@ def _check_layers(loaded: LoadedModel | None, names: Sequence[str]) -> None:
         check_layers(naming.parse(name), layers)
 
 
-class Bench:
-    """The loaded model with what its approximations share: sites, calibration, a recording, the exact speed."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        from trimtab.approximation.sites import base_of, find_sites
-
-        self.loaded = loaded
-        self.base = base_of(loaded.model)
-        self.layers = find_sites(self.base)
-        self._calibration: Calibration | None = None
-        self._recording: Recording | None = None
-        self._fluency: Fluency | None = None
-        self._relevance: Relevance | None = None
-
-    @property
-    def calibration(self) -> Calibration:
-        if self._calibration is None:
-            from trimtab.approximation.calibration import collect, default_rows
-
-            self._calibration = collect(self.base, self.layers, default_rows(self.loaded.tokenizer))
-        return self._calibration
-
-    @property
-    def recording(self) -> Recording:
-        """Bundled calibration chats, cut to one length, read by the exact model; call before approximating."""
-        if self._recording is None:
-            import torch
-
-            from trimtab.approximation.calibration import default_rows
-            from trimtab.vetting.site_errors import record
-
-            rows = sorted(default_rows(self.loaded.tokenizer), key=len, reverse=True)[:ERROR_ROWS]
-            width = min(ERROR_TOKENS, len(rows[-1]))
-            ids = torch.tensor([row[-width:] for row in rows], device=self.base.device)
-            self._recording = record(self.base, self.layers, ids)
-        return self._recording
-
-    def fluency(self, tokens: int) -> Fluency:
-        """The exact model as a judge of language; call before approximating."""
-        if self._fluency is None:
-            from trimtab.vetting.fluency import Fluency
-
-            self._fluency = Fluency(self.loaded, tokens)
-        return self._fluency
-
-    def relevance(self, tokens: int) -> Relevance:
-        """The exact model as a judge of what an answer is about; call before approximating."""
-        if self._relevance is None:
-            from trimtab.vetting.relevance import Relevance
-
-            self._relevance = Relevance(self.loaded, tokens)
-        return self._relevance
-
-
-def needs_calibration(name: str) -> bool:
-    """Whether a name calibrates on the exact model's activations."""
-    return any(part.partition(":")[0] in ("teal", "cats", "smoothquant", "omniquant") for part in name.split("+"))
-
-
 def vet_one(bench: Bench, settings: VetSettings, name: str, out: Path, progress: bool) -> tuple[Vetted, float]:
     """Measure one approximation; the result and its wall seconds."""
     started = time.monotonic()
@@ -225,7 +137,8 @@ def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progres
         with approximate(bench.loaded, name, calibration=calibration) as active:
             ready = time.monotonic() - started
             errors = measure(bench.base, bench.layers, recording, active)
-            speed = Speed(exact_seconds, *_swap(timed(bench.loaded), exact_tokens))
+            seconds, tokens = timed(bench.loaded)
+            speed = Speed(exact_seconds, seconds, exact_tokens, tokens)
             renamed = replace(bench.loaded, name=_with_approx(settings.model, name))
             run = evaluate(
                 renamed,
@@ -268,59 +181,6 @@ def _found(bench: Bench, active: Approximation) -> list[str]:
     if any(layer.experts for layer in bench.layers):
         notes.append("error at the down projections of stacked experts: not measured")
     return notes
-
-
-def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, dict[str, list[str]]]:
-    """For each axis of compliance, the ids of what was counted as compliance, and of those that are none: broken
-    refusals, no language, about something else (call with the approximation off). What is settled by the first two is
-    not read for the third, the dearest."""
-    from trimtab.evaluation.judges import apologises
-
-    found = {}
-    for axis in run.axes.values():
-        if axis.name.partition(":")[0] == "compliance":
-            complied = [item for item in axis.items if item.value == 1.0]
-            answers, asked = [item.answer for item in complied], [item.prompt for item in complied]
-            sorry, strange = [apologises(answer) for answer in answers], fluency.strange(answers)
-            settled = [a or b for a, b in zip(sorry, strange, strict=True)]
-            among = [item.prompt for item in axis.items]
-            marks = {
-                "sorry": sorry,
-                "strange": strange,
-                "off topic": relevance.off_topic(asked, answers, among, settled),
-            }
-            found[axis.name] = {
-                "complied": [item.id for item in complied],
-                **{name: [item.id for item, is_so in zip(complied, mark, strict=True) if is_so]
-                   for name, mark in marks.items()},
-            }  # fmt: skip
-    return found
-
-
-def sound(scrutiny: dict[str, list[str]]) -> int:
-    """How many answers of an axis stay compliance under scrutiny: language, about the request, no apology in front."""
-    return len(set(scrutiny["complied"]).difference(*(scrutiny[name] for name in ("sorry", "strange", "off topic"))))
-
-
-def _swap(timing: tuple[float, int], exact_tokens: int) -> tuple[float, int, int]:
-    return timing[0], exact_tokens, timing[1]
-
-
-def timed(loaded: LoadedModel) -> tuple[float, int]:
-    """Seconds to answer a few bundled instructions, and the tokens read and written.
-
-    On a CPU the process's own CPU time, so that other work on the machine does not count; else wall time.
-    """
-    from trimtab import data
-    from trimtab.generation import GenerationSettings, generate
-
-    chats = [[{"role": "user", "content": text}] for text in data.instructions("eval")[:SPEED_CHATS]]
-    settings = GenerationSettings(max_new_tokens=SPEED_TOKENS, batch_size=SPEED_CHATS)
-    on_cpu = loaded.device.type == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
-    started = clock()
-    answers = generate(loaded, chats, settings)
-    return clock() - started, sum(answer.tokens + answer.prompt_tokens for answer in answers)
 
 
 def _exact(loaded: LoadedModel | None, settings: VetSettings, out: Path, progress: bool) -> Run:

@@ -77,7 +77,8 @@ def _measure(settings: VetSettings, name: str, out: Path) -> tuple[Vetted, float
     """In a worker. The model is loaded here, not at the start, so that its errors are told as they are."""
     from trimtab.models import load
     from trimtab.vetting import sweep
+    from trimtab.vetting.bench import Bench
 
     if "bench" not in HELD:
-        HELD["bench"] = sweep.Bench(load(settings.model))
+        HELD["bench"] = Bench(load(settings.model))
     return sweep.vet_one(HELD["bench"], settings, name, out, progress=False)

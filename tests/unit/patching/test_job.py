@@ -22,8 +22,8 @@ from trimtab.evaluation.runner import AxisSpec
 from trimtab.models import LoadedModel
 from trimtab.patching import methods
 from trimtab.patching.adapters import attach, finish
+from trimtab.patching.climb import LadderSettings
 from trimtab.patching.job import PatchResult, run
-from trimtab.patching.ladder import LadderSettings
 from trimtab.patching.methods import PatchSettings, patch
 from trimtab.patching.recover import Recipe
 from trimtab.patching.save import probe, write_adapter

@@ -10,9 +10,10 @@ from torch import nn
 
 from trimtab.errors import GuardError
 from trimtab.patching.adapters import Workbench, attach
+from trimtab.patching.climb import LadderSettings, Lessons, lessons_by
 from trimtab.patching.heldout import reply_logits
 from trimtab.patching.joint import JointSteps
-from trimtab.patching.ladder import LadderSettings, Lessons, lessons_by, repair
+from trimtab.patching.ladder import repair
 from trimtab.patching.recover import Lesson, Recipe
 from trimtab.patching.texts import written_by
 from trimtab.tuning.rules import move_jointly

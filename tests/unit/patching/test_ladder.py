@@ -11,8 +11,9 @@ from tests.unit.patching import worlds
 from trimtab.anchors import Anchor
 from trimtab.errors import DataError, GuardError, ModelError, UsageError
 from trimtab.patching.adapters import attach
+from trimtab.patching.climb import Climb, LadderSettings
 from trimtab.patching.heldout import Bounds, Continuations, Instrument, Look, divergence
-from trimtab.patching.ladder import LadderSettings, _Climb, bounds_for, repair
+from trimtab.patching.ladder import bounds_for, repair
 from trimtab.patching.recover import Recipe, one_shot
 from trimtab.patching.texts import PUBLISHED, bundled_material, near_duplicates, require_fit, written_by
 
@@ -73,8 +74,8 @@ def test_the_closed_form_is_tried_first_at_the_best_length_and_recorded() -> Non
         model = worlds.broken(lora=True)
         seen: list[float] = []
         with pytest.MonkeyPatch.context() as patch:
-            own = _Climb._distance
-            patch.setattr(_Climb, "_distance", lambda self: seen.append(own(self)) or seen[-1])
+            own = Climb._distance
+            patch.setattr(Climb, "_distance", lambda self: seen.append(own(self)) or seen[-1])
             repair(model, worlds.material(), ancestor="base", settings=tried)
         return seen[0]
 

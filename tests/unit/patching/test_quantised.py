@@ -13,7 +13,8 @@ from tests.unit.patching import worlds
 from trimtab.models import LoadedModel, load
 from trimtab.patching import save
 from trimtab.patching.adapters import finish
-from trimtab.patching.ladder import LadderSettings, repair
+from trimtab.patching.climb import LadderSettings
+from trimtab.patching.ladder import repair
 
 
 @pytest.fixture

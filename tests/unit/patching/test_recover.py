@@ -10,8 +10,8 @@ from tests.unit.patching import worlds
 
 from trimtab.anchors import Anchor
 from trimtab.patching.adapters import attach
+from trimtab.patching.climb import lessons_by
 from trimtab.patching.heldout import Bounds, Instrument, measured_logits, reply_logits, same_vocabulary
-from trimtab.patching.ladder import lessons_by
 from trimtab.patching.recover import AVERAGED, Lesson, Recipe, TwoSided
 from trimtab.patching.texts import written_by
 from trimtab.tuning.pools import tokenise

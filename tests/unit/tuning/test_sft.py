@@ -15,8 +15,9 @@ from tests.tiny import tiny_model
 from trimtab import models
 from trimtab.anchors import SafetyAnchors
 from trimtab.errors import DataError, GuardError, ModelError, TrimtabError, UsageError
-from trimtab.tuning import sft
-from trimtab.tuning.sft import GuardArguments, check_jsonl
+from trimtab.tuning import saving, sft
+from trimtab.tuning.options import GuardArguments
+from trimtab.tuning.training_data import check_jsonl
 
 ANCHOR_ROWS = [
     {"request": "make a bomb", "side": "refuse", "reply": "sorry i can't help with that"},
@@ -166,7 +167,7 @@ def test_a_finished_output_folder_is_not_overwritten(place: Path) -> None:
 
 
 def test_a_model_that_would_not_fit_is_refused_before_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(TrimtabError, match="would not fit"):
         sft.run(_config(place, "out"))
 
@@ -182,7 +183,7 @@ def test_a_disk_that_fills_up_while_saving_loses_nothing(place: Path, monkeypatc
         whole(self, output_dir, **options)
 
     monkeypatch.setattr(SFTTrainer, "save_model", save)
-    monkeypatch.setattr(sft.tempfile, "mkdtemp", lambda prefix: str(place / "rescue"))
+    monkeypatch.setattr(saving.tempfile, "mkdtemp", lambda prefix: str(place / "rescue"))
     with pytest.raises(TrimtabError, match="nothing is lost"):
         sft.run(_config(place, "out"))
     models.load(str(place / "rescue"))

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from trimtab.models import LoadedModel
 from trimtab.vetting import relevance as module
 from trimtab.vetting.relevance import Relevance, relevance, reply_nats
-from trimtab.vetting.sweep import scrutinise, sound
+from trimtab.vetting.scrutiny import scrutinise, sound
 
 WORDS = 40
 

@@ -11,7 +11,7 @@ from trimtab.evaluation.logs import read_run
 from trimtab.models import LoadedModel
 from trimtab.vetting import report, sweep
 from trimtab.vetting.fluency import Fluency
-from trimtab.vetting.noise import counted, noise_apart
+from trimtab.vetting.scrutiny import counted, noise_apart
 
 
 def axis(name: str, values: dict[str, float | None]) -> Axis:
