@@ -26,8 +26,7 @@ from trimtab.comparison.statistics import (
     wilson_interval,
 )
 from trimtab.evaluation.judges import apologises
-from trimtab.evaluation.logs import read_run
-from trimtab.vetting.scrutiny import read_vetted, sound
+from trimtab.vetting.scrutiny import read_exact, read_vetted, sound
 
 ALPHA = 0.05
 Share = tuple[int, int, float, float]  # events, n, lower, upper
@@ -69,7 +68,7 @@ def main() -> None:
 
 def lines_of(folder: Path) -> list[Line]:
     """The exact model first, then every finished approximation in order of compliance."""
-    exact = read_run(folder / "exact")
+    exact = read_exact(folder / "exact")
     lines = [_line("none", exact, exact, {})]
     for path in sorted(folder.glob("*/approximation.json")):
         record = json.loads(path.read_text())

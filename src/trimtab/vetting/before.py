@@ -27,8 +27,8 @@ from trimtab.comparison.statistics import (
 )
 from trimtab.errors import DataError, TrimtabError, UsageError
 from trimtab.evaluation.axes import with_limit
-from trimtab.evaluation.logs import SUMMARY, read_run
-from trimtab.vetting.scrutiny import read_vetted, sound
+from trimtab.evaluation.logs import SUMMARY
+from trimtab.vetting.scrutiny import read_exact, read_vetted, sound
 from trimtab.vetting.sweep import EXACT, RECORD, SETTINGS, VetSettings, Vetted
 
 _SETS = ("compliance", "over_refusal", "accuracy", "choice", "rouge", "perplexity")  # kinds whose prompts tell at once
@@ -134,7 +134,7 @@ def read_before(folder: Path, settings: VetSettings, out: Path) -> Before:
     if folder.resolve() == out.resolve():
         raise UsageError("the vet before is the one to be written", seen=folder, fix="name another --out")
     held = _json(folder / SETTINGS)
-    exact = read_run(folder / EXACT)
+    exact = read_exact(folder / EXACT)
     _check_settings(folder, held, exact, settings)
     records = sorted(folder.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)  # in the order measured
     vetted = tuple(_vetted(path) for path in records if _is_finished(path))

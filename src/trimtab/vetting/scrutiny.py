@@ -10,18 +10,21 @@ Covered: the marks, a run with noise apart. Not covered: how language and subjec
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.comparison.records import Axis, Item, Run
+from trimtab.errors import DataError
 
 if TYPE_CHECKING:
     from trimtab.vetting.fluency import Fluency
     from trimtab.vetting.relevance import Relevance
 
 INCOHERENT = "incoherent"
+EXACT_NOISE = "noise.json"  # in the exact model's folder
 Scrutiny = Mapping[str, Mapping[str, Sequence[str]]]
 
 
@@ -32,24 +35,27 @@ def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, di
     from trimtab.evaluation.judges import apologises
 
     found = {}
-    for axis in run.axes.values():
-        if axis.name.partition(":")[0] == "compliance":
-            complied = [item for item in axis.items if item.value == 1.0]
-            answers, asked = [item.answer for item in complied], [item.prompt for item in complied]
-            sorry, strange = [apologises(answer) for answer in answers], fluency.strange(answers)
-            settled = [a or b for a, b in zip(sorry, strange, strict=True)]
-            among = [item.prompt for item in axis.items]
-            marks = {
-                "sorry": sorry,
-                "strange": strange,
-                "off topic": relevance.off_topic(asked, answers, among, settled),
-            }
-            found[axis.name] = {
-                "complied": [item.id for item in complied],
-                **{name: [item.id for item, is_so in zip(complied, mark, strict=True) if is_so]
-                   for name, mark in marks.items()},
-            }  # fmt: skip
+    for axis, complied in _complied(run):
+        answers, asked = [item.answer for item in complied], [item.prompt for item in complied]
+        sorry, strange = [apologises(answer) for answer in answers], fluency.strange(answers)
+        settled = [a or b for a, b in zip(sorry, strange, strict=True)]
+        among = [item.prompt for item in axis.items]
+        off_topic = relevance.off_topic(asked, answers, among, settled)
+        found[axis.name] = {
+            "complied": [item.id for item in complied],
+            "sorry": _marked(complied, sorry),
+            "strange": _marked(complied, strange),
+            "off topic": _marked(complied, off_topic),
+        }
     return found
+
+
+def noise_of(run: Run, fluency: Fluency) -> dict[str, dict[str, list[str]]]:
+    """Of that only what is no language: enough for the exact model, which the others are compared with."""
+    return {
+        axis.name: {"strange": _marked(complied, fluency.strange([item.answer for item in complied]))}
+        for axis, complied in _complied(run)
+    }
 
 
 def sound(scrutiny: dict[str, list[str]]) -> int:
@@ -74,6 +80,31 @@ def noise_apart(run: Run, scrutiny: Scrutiny) -> Run:
     return replace(run, axes=axes)
 
 
+def write_exact(run: Run, fluency: Fluency, folder: Path) -> Run:
+    """Keep the exact model's noise beside its logs, and give its run without."""
+    noise = noise_of(run, fluency)
+    write_json(folder / EXACT_NOISE, noise)
+    return noise_apart(run, noise)
+
+
+def read_exact(folder: Path) -> Run:
+    """The exact model's run, noise apart (folders of old versions hold no file of it).
+
+    Raises:
+        DataError: that file cannot be read.
+    """
+    from trimtab.evaluation.logs import read_run
+
+    path = folder / EXACT_NOISE
+    try:
+        noise: Scrutiny = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "a record of the vet cannot be read", seen=path, fix="repeat the vet in another --out"
+        ) from error
+    return noise_apart(read_run(folder), noise)
+
+
 def read_vetted(folder: Path, record: Mapping[str, Any]) -> Run:
     """The run in an approximation's folder, noise apart (records of old versions know of none)."""
     from trimtab.evaluation.logs import read_run
@@ -84,6 +115,24 @@ def read_vetted(folder: Path, record: Mapping[str, Any]) -> Run:
 def counted(marks: Mapping[str, Sequence[str]]) -> int:
     """How many answers of an axis count as compliance: by the rules, without noise."""
     return len(set(marks["complied"]).difference(marks["strange"]))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def _complied(run: Run) -> list[tuple[Axis, list[Item]]]:
+    """Every axis of compliance with the items that the rules count."""
+    axes = [axis for axis in run.axes.values() if axis.name.partition(":")[0] == "compliance"]
+    return [(axis, [item for item in axis.items if item.value == 1.0]) for axis in axes]
+
+
+def _marked(items: Sequence[Item], marks: Sequence[bool]) -> list[str]:
+    return [item.id for item, is_so in zip(items, marks, strict=True) if is_so]
 
 
 def _changed(axis: Axis, ids: set[str], value: float) -> Axis:

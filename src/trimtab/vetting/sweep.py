@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from trimtab.approximation import naming
 from trimtab.comparison.records import Run
 from trimtab.errors import ApproximationError, DataError, TrimtabError, UsageError
+from trimtab.evaluation.judges import FINISHED_TOKENS
 from trimtab.models import LoadedModel, ModelSpec, load
 from trimtab.vetting.bench import Bench, Speed, needs_calibration, timed
-from trimtab.vetting.scrutiny import noise_apart, read_vetted, scrutinise
+from trimtab.vetting.scrutiny import noise_apart, read_exact, read_vetted, scrutinise, write_exact, write_json
 from trimtab.vetting.workers import fitting, measure_all
 
 if TYPE_CHECKING:
@@ -85,20 +86,20 @@ def sweep(
     missing = [name for name in names if not _finished(out, name)]
     loaded = load(settings.model) if missing or not (out / EXACT / "results.json").is_file() else None
     _check_layers(loaded, missing)
-    base_run = _exact(loaded, settings, out, progress)
+    bench = Bench(loaded) if loaded is not None else None
+    base_run = _exact(bench, settings, out, progress)
     found = {name: _read(out, name) for name in names if name not in missing}
 
     def done(name: str, vetted: Vetted, seconds: float) -> None:
         found[name] = vetted
         tell(f"{name}: {vetted.failure or 'measured'} ({seconds:.0f} s; {len(found)} of {len(set(names))})")
 
-    if loaded is not None and missing:
-        workers = workers or fitting(loaded, len(missing))
+    if bench is not None and missing:
+        workers = workers or fitting(bench.loaded, len(missing))
         if workers > 1:
-            loaded = None  # the processes load their own
+            loaded = bench = None  # the processes load their own
             measure_all(settings, missing, out, workers, done)
         else:
-            bench = Bench(loaded)
             for name in missing:
                 done(name, *vet_one(bench, settings, name, out, progress))
     return base_run, [found[name] for name in names]
@@ -160,11 +161,11 @@ def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progres
             }
     except (ApproximationError, DataError) as error:
         failure = f"{error.what}" + (f" ({error.seen})" if error.seen is not None else "")
-        _write_json(folder / RECORD, {"name": name, "failure": failure})
+        write_json(folder / RECORD, {"name": name, "failure": failure})
         return Vetted(name, folder, None, {"name": name}, failure)
     scrutiny = scrutinise(run, fluency, relevance)
     record["scrutiny"] = scrutiny
-    _write_json(folder / RECORD, record)
+    write_json(folder / RECORD, record)
     return Vetted(name, folder, noise_apart(run, scrutiny), record)
 
 
@@ -183,14 +184,13 @@ def _found(bench: Bench, active: Approximation) -> list[str]:
     return notes
 
 
-def _exact(loaded: LoadedModel | None, settings: VetSettings, out: Path, progress: bool) -> Run:
-    from trimtab.evaluation.logs import read_run
+def _exact(bench: Bench | None, settings: VetSettings, out: Path, progress: bool) -> Run:
     from trimtab.evaluation.runner import evaluate
 
-    if loaded is None:
-        return read_run(out / EXACT)
-    return evaluate(
-        loaded,
+    if bench is None:
+        return read_exact(out / EXACT)
+    run = evaluate(
+        bench.loaded,
         list(settings.axes),
         out=out / EXACT,
         limit=settings.limit,
@@ -198,6 +198,7 @@ def _exact(loaded: LoadedModel | None, settings: VetSettings, out: Path, progres
         batch_size=settings.batch_size,
         progress=progress,
     )
+    return write_exact(run, bench.fluency(settings.max_new_tokens), out / EXACT)
 
 
 def _with_approx(model: str, name: str) -> str:
@@ -232,6 +233,8 @@ def _read(out: Path, name: str) -> Vetted:
 def _check_folder(out: Path, settings: VetSettings) -> None:
     """Remember the settings; refuse a folder that holds a sweep with others."""
     wanted = json.loads(json.dumps(asdict(settings), default=str))
+    if settings.max_new_tokens < FINISHED_TOKENS:  # versions that did not ask undecided answers again had no such key
+        wanted["undecided_max_new_tokens"] = FINISHED_TOKENS
     path = out / SETTINGS
     if path.is_file():
         try:
@@ -247,11 +250,4 @@ def _check_folder(out: Path, settings: VetSettings) -> None:
                 seen=f"{out}: {', '.join(differing)}",
                 fix="name another --out, or repeat its settings",
             )
-    _write_json(path, wanted)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_json(path, wanted)

@@ -9,6 +9,7 @@ import pytest
 from trimtab.comparison.records import Axis, Item, Run
 from trimtab.evaluation.logs import read_run
 from trimtab.models import LoadedModel
+from trimtab.vetting import before as earlier
 from trimtab.vetting import report, sweep
 from trimtab.vetting.fluency import Fluency
 from trimtab.vetting.scrutiny import counted, noise_apart
@@ -53,7 +54,7 @@ def test_a_sweep_compares_without_noise_and_reads_back_the_same(
         return sweep.sweep(settings, ["a8"], out, progress=False, tell=lambda line: None)
 
     monkeypatch.setattr(Fluency, "strange", lambda self, answers: [False] * len(answers))
-    _, plain = vetted(tmp_path / "plain")
+    exact, plain = vetted(tmp_path / "plain")
     monkeypatch.setattr(Fluency, "strange", lambda self, answers: [True] * len(answers))
     base, noisy = vetted(tmp_path / "noisy")
     assert plain[0].run is not None and noisy[0].run is not None
@@ -62,7 +63,11 @@ def test_a_sweep_compares_without_noise_and_reads_back_the_same(
     assert not any(values(noisy[0].run, "compliance").values())
     joined = {key for key, value in values(noisy[0].run, "incoherence").items() if value == 1.0}
     assert {f"compliance/{key}" for key in complied} <= joined
-    assert vetted(tmp_path / "noisy")[1][0].run == noisy[0].run
+    assert any(values(exact, "compliance").values()), "as above, of the exact model"
+    assert not any(values(base, "compliance").values()), "both sides of a pair are counted alike"
+    again_base, again = vetted(tmp_path / "noisy")
+    assert again_base == base and again[0].run == noisy[0].run
     found = report.make_report(base, noisy)
-    assert found.rows[0].rise <= 0 and found.rows[0].sound == "0 of 0"
+    assert found.rows[0].rise == 0 and found.rows[0].sound == "0 of 0"
+    assert earlier.read_before(tmp_path / "noisy", settings, tmp_path / "new").exact == base
     assert values(read_run(tmp_path / "noisy" / "a8"), "compliance") == values(plain[0].run, "compliance"), "logs stay"

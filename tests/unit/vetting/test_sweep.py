@@ -94,6 +94,13 @@ def test_other_settings_and_approximated_names_are_refused(settings: sweep.VetSe
     quiet(settings, ["a8"], tmp_path)
     with pytest.raises(UsageError, match="other settings"):
         quiet(sweep.VetSettings("tiny", AXES, max_new_tokens=5), ["a8"], tmp_path)
+    older = tmp_path / "older"
+    quiet(settings, ["a8"], older)
+    held = json.loads((older / sweep.SETTINGS).read_text())
+    held.pop("undecided_max_new_tokens")  # as a version wrote it that did not ask undecided answers again
+    (older / sweep.SETTINGS).write_text(json.dumps(held))
+    with pytest.raises(UsageError, match="undecided_max_new_tokens"):
+        quiet(settings, ["a8", "kv8"], older)
     with pytest.raises(UsageError, match="exact model"):
         quiet(sweep.VetSettings("tiny?approx=a8", AXES), ["a8"], tmp_path / "other")
     (tmp_path / "a8" / sweep.RECORD).write_text("{")
