@@ -138,11 +138,11 @@ def test_ddp_equals_one_process(program: str, place: Path, alone: str) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles a part of itself")
+@pytest.mark.usefixtures("deepspeed_on_cpu")
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_equals_one_process(stage: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_equals_one_process(stage: int, place: Path) -> None:
     """Without clipping: the engine clips after the guard, a trainer before it."""
     pytest.importorskip("deepspeed")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     engine = json.loads((ROOT / "recipes" / "deepspeed" / f"zero{stage}.json").read_text())
     configuration = place / f"zero{stage}.json"
     configuration.write_text(json.dumps({**engine, "bf16": {"enabled": False}}))

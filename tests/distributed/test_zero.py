@@ -101,10 +101,10 @@ def _run(rank: int, world: int, name: str, stage: int, folder: str) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles a part of itself")
+@pytest.mark.usefixtures("deepspeed_on_cpu")
 @pytest.mark.parametrize(("name", "stage"), [("keel", 0), ("keel", 1), ("keel", 2), ("keel", 3), ("keel-lora", 3)])
 def test_two_processes_equal_one(name: str, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_TEST_PORT", str(free_port()))
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     _run(0, 1, name, stage, str(tmp_path))
     mp.spawn(_run, args=(2, name, stage, str(tmp_path)), nprocs=2)
     assert_equal_to_one(tmp_path, CASES[name].tolerance)
@@ -133,9 +133,9 @@ def _drift_in_bfloat16(rank: int, world: int, margin: float, folder: str) -> Non
 
 @pytest.mark.distributed
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles a part of itself")
+@pytest.mark.usefixtures("deepspeed_on_cpu")
 def test_corrections_of_bfloat16_weights_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_TEST_PORT", str(free_port()))
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     guarded, watched = 0.005, 1e9
     for margin in (guarded, watched):
         mp.spawn(_drift_in_bfloat16, args=(2, margin, str(tmp_path)), nprocs=2)

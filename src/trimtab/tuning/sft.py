@@ -76,6 +76,8 @@ def run(argv: Sequence[str]) -> SftResult:
     script, training, model_options, mixture, guard = parse(argv)
     if not model_options.model_name_or_path:
         raise UsageError("no model named", fix="pass --model_name_or_path NAME (or `demo`)")
+    if training.deepspeed:
+        _warn_of_left_locks()
     callback, recipe = guard.callback(model_options.model_name_or_path), guard.recipe()
     dataset = load_data(script, mixture, training.eval_strategy != "no")
     loaded = load_model(model_options, training)
@@ -152,6 +154,17 @@ def _refuse_finished(training: Any) -> None:
             "the output folder already holds a model",
             seen=folder,
             fix="choose another --output_dir, or remove it first",
+        )
+
+
+def _warn_of_left_locks() -> None:
+    from trimtab.tuning.zero import left_locks
+
+    for lock in left_locks():
+        print(
+            f"warning: {lock} is left of a compilation that was cut off, or one still runs; DeepSpeed may wait for it "
+            "for ever. If nothing compiles there, delete it",
+            file=sys.stderr,
         )
 
 

@@ -15,8 +15,11 @@ depend on the length of a gradient, and a correction of the parameters is not cl
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +30,20 @@ from trimtab.precision import at_least_float32
 from trimtab.tuning.rules import Step
 
 RULES = ("keel", "keel-patient")  # others write ``p.grad`` or step the optimizer themselves
+
+COMPILES_WITHIN = 600.0  # seconds; the engine's own parts take a few tens
+
+
+def left_locks() -> list[Path]:
+    """Locks of compilations that seem to have been cut off: PyTorch waits for one to go away, silently, for ever.
+
+    Where its extensions are compiled: ``TORCH_EXTENSIONS_DIR`` or its default.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    locks = [lock for pattern in ("*/lock", "*/*/lock") for lock in place.glob(pattern)]
+    return sorted(lock for lock in locks if time.time() - lock.stat().st_mtime > COMPILES_WITHIN)
 
 
 def zero_optimizer(optimizer: Any) -> Any | None:

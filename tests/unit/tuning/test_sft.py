@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -253,3 +254,18 @@ def test_a_package_that_an_option_needs_is_named(monkeypatch: pytest.MonkeyPatch
     flags = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "zero.json"]
     with pytest.raises(UsageError, match=r"trimtab\[deepspeed\]"):
         sft.parse(flags)
+
+
+def test_a_lock_left_by_a_compilation_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``trimtab sft --deepspeed`` meets them: PyTorch would wait without end. One that is held now is no fault."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    left, held = tmp_path / "left" / "lock", tmp_path / "held" / "lock"
+    for lock in (left, held):
+        lock.parent.mkdir()
+        lock.touch()
+    os.utime(left, (0, 0))
+    sft._warn_of_left_locks()
+    said = capsys.readouterr().err
+    assert str(left) in said and "delete it" in said and str(held) not in said
