@@ -11,6 +11,7 @@ and the memory that the guard adds to a step's peak. Rows:
     keel, watching     a step of a calm run: a glance, one forward over 4 anchors
     keel, looking      a step in which nothing drifted, of a run that is not calm yet: forward over 10 anchors
     keel, acting       a step that is corrected: both sides drifted
+    keel, acting whole the same with a whole gradient of each side, as where parameters are sharded (full fine-tuning)
     keel, every fourth the mean over four steps with --guard_check_every 4 (a look at 10 anchors), nothing drifted
     spf                Algorithm 1, refreshed every step, gradients as factors
     naive spf          the same from the anchor's full gradient and a dense SVD of every block
@@ -35,12 +36,22 @@ from peft import LoraConfig, get_peft_model
 from trimtab import models
 from trimtab.anchors import SafetyAnchors
 from trimtab.gradients.surgery import project_out
+from trimtab.tuning import anchor_gradients
 from trimtab.tuning.guard import SafetyGuard
 from trimtab.tuning.keel import KeelRule
 from trimtab.tuning.rules import SpfRule
 
 ROW = 64  # tokens of a row
-VARIANTS = ("keel, watching", "keel, looking", "keel, acting", "keel, every fourth", "spf", "naive spf")
+WATCHED = anchor_gradients.LEAST_TOKENS
+VARIANTS = (
+    "keel, watching",
+    "keel, looking",
+    "keel, acting",
+    "keel, acting whole",
+    "keel, every fourth",
+    "spf",
+    "naive spf",
+)
 
 
 def main() -> None:
@@ -51,7 +62,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096], help="tokens of a step")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="ROW")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -77,12 +88,15 @@ def subject(args: argparse.Namespace) -> models.LoadedModel:
     return models.LoadedModel(model, loaded.tokenizer, loaded.name)
 
 
-def measure(held: models.LoadedModel, variant: str, tokens: int, pairs: int) -> dict[str, Any]:
+def measure(
+    held: models.LoadedModel, variant: str, tokens: int, pairs: int, anchors: SafetyAnchors | None = None
+) -> dict[str, Any]:
     """Seconds of each unguarded and guarded step of the pairs, and the memory peaks of both."""
     model, device = held.model, held.model.device
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
-    ids = torch.randint(1000, 40000, (tokens // ROW, ROW), generator=torch.Generator().manual_seed(0)).to(device)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(held.model.config.vocab_size, (tokens // ROW, ROW), generator=draw).to(device)
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def step(before: Callable[[], object] | None) -> tuple[float, float]:
@@ -96,7 +110,7 @@ def measure(held: models.LoadedModel, variant: str, tokens: int, pairs: int) -> 
         synchronise()
         return time.perf_counter() - wall, time.process_time() - processor
 
-    guarded = act(held, variant)
+    guarded = act(held, variant, anchors)
     step(None), step(guarded)
     times: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for pair in range(pairs):
@@ -118,15 +132,20 @@ def measure(held: models.LoadedModel, variant: str, tokens: int, pairs: int) -> 
     }
 
 
-def act(held: models.LoadedModel, variant: str) -> Callable[[], object]:
-    """What the guard does inside ``optimizer.step``; parameters do not move (the corrections have length zero)."""
+def act(held: models.LoadedModel, variant: str, anchors: SafetyAnchors | None = None) -> Callable[[], object]:
+    """What the guard does inside ``optimizer.step``; parameters do not move (the corrections are 1e-12 long).
+
+    Args:
+        anchors: None: bundled ones for keel, the published one for Algorithm 1.
+    """
+    anchor_gradients.LEAST_TOKENS = 10**9 if variant.endswith("whole") else WATCHED
     if variant.startswith("keel"):
-        margin = -1.0 if "acting" in variant else float("inf")
+        margin = -1.0 if "acting" in variant else 1e9
         calm_after = 0 if "watching" in variant else 10**9
-        rule = KeelRule(margin=margin, largest_shift=0.0, calm_after=calm_after)
-        guard = SafetyGuard(held, SafetyAnchors.bundled(16), rule)
+        rule = KeelRule(margin=margin, largest_shift=1e-12, calm_after=calm_after)
+        guard = SafetyGuard(held, anchors or SafetyAnchors.bundled(16), rule)
     else:
-        guard = SafetyGuard(held, SafetyAnchors.published(), SpfRule())
+        guard = SafetyGuard(held, anchors or SafetyAnchors.published(), SpfRule())
     guard.prepare()
     if variant == "naive spf":
         return lambda: naive(guard)

@@ -32,13 +32,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(*, tied: bool = True, seed: int = 0) -> LoadedModel:
+def tiny_model(*, tied: bool = True, seed: int = 0, width: int = 32) -> LoadedModel:
+    """``width``: of the residual stream."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=tied, pad_token_id=0, bos_token_id=2,
-        eos_token_id=3,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 3 // 2, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=tied,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.generation_config.pad_token_id = 0

@@ -12,22 +12,29 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.tiny import tiny_model
+from tests.unit.tuning.test_guard import ANCHORS
 
 from trimtab import models
 from trimtab.anchors import SafetyAnchors
+from trimtab.tuning import anchor_gradients
 from trimtab.tuning.pools import build_pools, reader_for
 
 REPLIES = {"refuse": "I can't help with that.", "answer": "Here is a short answer."}
 
 
-@pytest.fixture(scope="module")
-def counting() -> ModuleType:
-    place = Path(__file__).parents[2] / "benchmarks" / "overhead_count.py"
-    spec = importlib.util.spec_from_file_location("overhead_count", place)
+def _benchmark(name: str) -> ModuleType:
+    place = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, place)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def counting() -> ModuleType:
+    return _benchmark("overhead_count")
 
 
 def test_watching_a_calm_run_holds_its_bars_and_a_look_costs_more_than_a_glance(counting: ModuleType) -> None:
@@ -46,3 +53,13 @@ def test_watching_a_calm_run_holds_its_bars_and_a_look_costs_more_than_a_glance(
     assert 0 < glance < look < act
     assert glance <= 0.05 * short and glance <= 0.02 * long
     assert look <= 0.10 * short and act <= 0.28 * short  # no bar: so that a rise is seen
+
+
+def test_every_row_of_the_timed_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model: that it runs, not what it says of time."""
+    timed = _benchmark("overhead")
+    monkeypatch.setattr(anchor_gradients, "LEAST_TOKENS", anchor_gradients.LEAST_TOKENS)  # put back afterwards
+    for variant in timed.VARIANTS:
+        found = timed.measure(tiny_model(), variant, tokens=64, pairs=1, anchors=ANCHORS)
+        assert len(found["unguarded"]) == len(found["guarded"]) == 1
+        assert variant in timed.table([found])

@@ -84,47 +84,60 @@ def safety_gradient(model: nn.Module, loss_of: Callable[[], Tensor]) -> SafetyGr
     Raises:
         GuardError: when the loss is not finite or reaches no trainable parameter.
     """
-    with torch.enable_grad(), _recorded(model) as record:
-        loss = loss_of()
-        if not torch.isfinite(loss):
-            raise GuardError("the anchor loss is not finite", seen=float(loss.detach()), fix="lower the learning rate")
-        if not loss.requires_grad:
-            raise GuardError("the anchors reach no trainable parameter", fix="check requires_grad and the adapter")
-        outputs = [output for uses in record.uses.values() for output, _ in uses]
-        dense_names = list(record.others)
-        gradients = torch.autograd.grad(
-            loss, outputs + [record.others[name] for name in dense_names], allow_unused=True, materialize_grads=False
-        )
-    by_use = iter(gradients[: len(outputs)])
-    factored: dict[str, Factors] = {}
-    for name, uses in record.uses.items():
-        pairs = [(gradient, seen) for (_, seen), gradient in zip(uses, by_use, strict=False) if gradient is not None]
-        if pairs:
-            factored[name] = _stack(record.parameters[name], pairs)
-    rest = zip(dense_names, gradients[len(outputs) :], strict=True)
-    dense = {name: gradient.detach().float() for name, gradient in rest if gradient is not None}
-    return SafetyGradient(loss=float(loss.detach()), factored=factored, dense=dense)
+    with torch.enable_grad(), recorded(model) as record:
+        return record.gradient(loss_of())
 
 
-class _Record:
+class Record:
     """What the forward hooks saw: per parameter, the (output, input) pairs of each use."""
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = {id(p): name for name, p in self.parameters.items()}
         self.uses: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        covered = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding))}
-        self.others = {name: p for name, p in self.parameters.items() if id(p) not in covered}
 
     def hook(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         name = self.names.get(id(module.weight))
         if name is not None and output.requires_grad:
             self.uses.setdefault(name, []).append((output, inputs[0].detach()))
 
+    def gradient(self, loss: Tensor, scale: float = 1.0, retain_graph: bool = False) -> SafetyGradient:
+        """Of ``scale * loss``, a scalar that came out of the recorded passes.
+
+        Raises:
+            GuardError: when the loss is not finite or reaches no trainable parameter.
+        """
+        if not torch.isfinite(loss):
+            raise GuardError("the anchor loss is not finite", seen=float(loss.detach()), fix="lower the learning rate")
+        if not loss.requires_grad:
+            raise GuardError("the anchors reach no trainable parameter", fix="check requires_grad and the adapter")
+        outputs = [output for uses in self.uses.values() for output, _ in uses]
+        # A weight whose module was never called may have been used all the same: functionally, or in a compiled graph.
+        asked = {name: p for name, p in self.parameters.items() if name not in self.uses}
+        gradients = torch.autograd.grad(
+            loss,
+            [*outputs, *asked.values()],
+            torch.full_like(loss, scale),
+            allow_unused=True,
+            retain_graph=retain_graph,
+        )
+        by_use = iter(gradients[: len(outputs)])
+        factored: dict[str, Factors] = {}
+        for name, uses in self.uses.items():
+            pairs = [
+                (gradient, seen) for (_, seen), gradient in zip(uses, by_use, strict=False) if gradient is not None
+            ]
+            if pairs:
+                factored[name] = _stack(self.parameters[name], pairs)
+        rest = zip(asked, gradients[len(outputs) :], strict=True)
+        dense = {name: gradient.detach().float() for name, gradient in rest if gradient is not None}
+        return SafetyGradient(loss=scale * float(loss.detach()), factored=factored, dense=dense)
+
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[_Record]:
-    record = _Record(model)
+def recorded(model: nn.Module) -> Iterator[Record]:
+    """Inside, forward passes of ``model`` are remembered, for the gradient of a loss that comes out of them."""
+    record = Record(model)
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding)) and m.weight.requires_grad]
     handles = [layer.register_forward_hook(record.hook) for layer in layers]
     try:

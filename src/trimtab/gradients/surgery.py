@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -145,11 +145,20 @@ def joint_step(losses: Tensor, gram: Tensor) -> Tensor:
     return multipliers
 
 
-@contextmanager
-def full_precision_matmul() -> Iterator[None]:
+def full_precision_matmul() -> AbstractContextManager[None]:
     """No TF32 inside: with it, ``U^T G'`` is 1,000 times further from zero. The caller's setting is restored."""
+    return _matmul_precision("highest")
+
+
+def coarse_matmul() -> AbstractContextManager[None]:
+    """TF32 inside, where the device has it: for inner products and moves, whose errors average out."""
+    return _matmul_precision("high")
+
+
+@contextmanager
+def _matmul_precision(wanted: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(wanted)
     try:
         yield
     finally:

@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from trimtab.errors import GuardError
+from trimtab.gradients.direction import Direction, Target, gram_of, joint_move, take_off
 from trimtab.models import LoadedModel
 from trimtab.patching.heldout import reply_logits
 from trimtab.patching.recover import Average, Lesson, Recipe, Rotation
 from trimtab.precision import training_scope
-from trimtab.tuning.rules import gradients_of, move_jointly
+from trimtab.tuning.rules import gradients_of
 
 
 class JointSteps:
@@ -48,17 +49,19 @@ class JointSteps:
             GuardError: when a distance is not finite.
         """
         distances: dict[str, float] = {}
-        gradients: dict[str, dict[str, Tensor]] = {}
+        gradients: dict[str, Direction] = {}
         for name in self.sides:
             distance = self._distance(name)
             distances[name] = float(distance.detach())
             if not abs(distances[name]) < float("inf"):
                 raise GuardError("the loss of the repair is not finite", seen=distances[name], fix="look at the model")
             if distances[name] > self.recipe.margin:
-                gradients[name] = gradients_of(distance, self.parameters)
+                gradients[name] = Direction(gradients_of(distance, self.parameters))
         if gradients:
+            directions = list(gradients.values())
             seen = [distances[name] for name in gradients]
-            move_jointly(self.parameters, list(gradients.values()), seen, self.recipe.longest)
+            move = joint_move(gram_of(directions), seen, self.recipe.longest)
+            take_off([Target(self.parameters, move.multipliers)], directions)
         self.steps += 1
         self.average.add()
         return sum(distances.values())

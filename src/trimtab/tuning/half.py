@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import GuardError
-from trimtab.gradients.factors import SafetyGradient, safety_gradient
+from trimtab.gradients.factors import Record, SafetyGradient, safety_gradient
 from trimtab.gradients.sharding import scalar
 
 #: Scales of the anchors' loss, tried from the largest on. At scale 1 everything below 6e-8 becomes zero on its way
@@ -65,6 +65,18 @@ def factored_gradient(model: nn.Module, loss_of: Callable[[], Tensor]) -> Safety
     if not _active.get():
         return safety_gradient(model, loss_of)
     scale, found = _largest_finite(lambda scale: safety_gradient(model, lambda: scale * loss_of()), _blocks)
+    return _unscaled(found, scale)
+
+
+def recorded_gradient(record: Record, loss: Tensor) -> SafetyGradient:
+    """``record.gradient``; the graph stays for a smaller scale, should one overflow."""
+    if not _active.get():
+        return record.gradient(loss)
+    scale, found = _largest_finite(lambda scale: record.gradient(loss, scale, retain_graph=scale > 1), _blocks)
+    return _unscaled(found, scale)
+
+
+def _unscaled(found: SafetyGradient, scale: float) -> SafetyGradient:
     factored = {name: replace(both, D=both.D / scale) for name, both in found.factored.items()}
     dense = {name: block / scale for name, block in found.dense.items()}
     return SafetyGradient(found.loss / scale, factored, dense)

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError, UsageError
+from trimtab.gradients.direction import Direction, Target, gram_of, inner, joint_move, one_after_another, take_off
 from trimtab.precision import at_least_float32
+from trimtab.tuning.anchor_gradients import direction_of, watched
 from trimtab.tuning.pools import AnchorPool, AnchorReader
-from trimtab.tuning.rules import Report, Step, gradients_of, inner_product, move_jointly
+from trimtab.tuning.rules import Report, Step
 from trimtab.tuning.sensors import SENSORS, Chosen, Sensor
 
 
@@ -166,12 +168,12 @@ class KeelRule:
         counts = {"refuse": refusals, "answer": answers}
         chosen = {side: step.pools[side].next_indices(counts[side]) for side in step.pools}
         drifts: dict[Side, Drift] = {}
-        gradients: dict[Side, dict[str, Tensor]] = {}
+        gradients: dict[Side, Direction] = {}
         for side, indices in chosen.items():
-            with torch.enable_grad():
+            with torch.enable_grad(), watched(step) as record:
                 drifts |= self._read_these(step, {side: indices})
             if float(drifts[side].excess.detach()) > self.margin:
-                gradients[side] = gradients_of(drifts[side].excess, step.parameters)
+                gradients[side] = direction_of(drifts[side].excess, step, record)
             drifts[side] = Drift(*(value.detach() for value in drifts[side]))
         report = replace(self._report(drifts), acted=tuple(gradients))
         if not gradients:
@@ -180,13 +182,13 @@ class KeelRule:
         distances = [report.excess[side] for side in gradients]
         return self._correct(step, list(gradients.values()), distances, spared, report)
 
-    def _rise_of_calm(self, step: Step, calm: Chosen) -> list[dict[str, Tensor]]:
+    def _rise_of_calm(self, step: Step, calm: Chosen) -> list[Direction]:
         """Where the mean loss of a side that has not drifted would rise: its gradient, read again."""
         found = []
         for side, indices in calm.items() if self.spare else ():
-            with torch.enable_grad():
+            with torch.enable_grad(), watched(step) as record:
                 loss = self._read_these(step, {side: indices})[side].loss
-            found.append(gradients_of(loss, step.parameters))
+            found.append(direction_of(loss, step, record))
         return found
 
     def _read(self, step: Step, counts: Mapping[Side, int]) -> dict[Side, Drift]:
@@ -214,29 +216,26 @@ class KeelRule:
     def _correct(
         self,
         step: Step,
-        anchors: Sequence[dict[str, Tensor]],
+        anchors: Sequence[Direction],
         drifts: Sequence[float],
-        spared: Sequence[dict[str, Tensor]],
+        spared: Sequence[Direction],
         report: Report,
     ) -> Report:
-        task = step.gradients
-        norm = math.sqrt(inner_product(task, task))
-        conflicts = [inner_product(task, anchor) for anchor in anchors]
-        for anchor in anchors:
-            against = inner_product(task, anchor)  # again: the one before may have changed it
-            if against < 0:
-                scale = against / inner_product(anchor, anchor)
-                for name in set(anchor) & set(task):
-                    task[name].sub_(anchor[name].to(task[name].dtype), alpha=scale)
-        zeros = [0.0] * len(spared)
-        move = move_jointly(step.values, [*anchors, *spared], [*drifts, *zeros], self.largest_shift)
+        directions, task = [*anchors, *spared], Direction(step.gradients)
+        gram, along, squared = gram_of(directions), [inner(task, anchor) for anchor in anchors], inner(task, task)
+        reached = {name for anchor in anchors for name, _ in anchor.blocks()}
+        shared = gram if reached <= task.dense.keys() else gram_of([anchor.within(task.dense) for anchor in anchors])
+        kept = one_after_another(squared, along, shared)
+        move = joint_move(gram, [*drifts, *[0.0] * len(spared)], self.largest_shift)
+        changed = [Target(task.dense, [*kept.scales, *[0.0] * len(spared)]), Target(step.values, move.multipliers)]
+        take_off(changed, directions)
         step.moved()
-        left = math.sqrt(inner_product(task, task))
+        norm, longest = math.sqrt(squared), math.sqrt(float(gram.diagonal()[: len(anchors)].max()))
         return replace(
             report,
-            conflict=min(conflicts),
-            cosine=min(conflicts) / max(norm * math.sqrt(float(move.gram.diagonal()[: len(anchors)].max())), 1e-30),
-            removed=math.sqrt(max(norm**2 - left**2, 0.0)) / max(norm, 1e-30),
+            conflict=min(along),
+            cosine=min(along) / max(norm * longest, 1e-30),
+            removed=math.sqrt(max(squared - kept.squared_norm, 0.0)) / max(norm, 1e-30),
             shift=move.length,
         )
 

@@ -10,10 +10,10 @@ optimizer is about to update.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from trimtab.anchors import SafetyAnchors, Side
 from trimtab.errors import GuardError
 from trimtab.gradients.factors import SafetyGradient
 from trimtab.gradients.sharding import is_sharded, scalar
-from trimtab.gradients.surgery import joint_step, spf_algorithm1
+from trimtab.gradients.surgery import spf_algorithm1
 from trimtab.tuning.distributed import gradients_by_backward, spf_on_shards
 from trimtab.tuning.half import dense_gradients, factored_gradient
 from trimtab.tuning.pools import AnchorPool, AnchorReader
@@ -55,6 +55,11 @@ class Step:
     def gradients(self) -> dict[str, Tensor]:
         """Task gradients of the parameters that have one."""
         return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    @property
+    def whole(self) -> bool:
+        """Whether a module's own parameters are what is trained: neither shards nor an engine's partitions."""
+        return not any(is_sharded(parameter) for parameter in self.parameters.values())
 
     @property
     def values(self) -> Mapping[str, Tensor]:
@@ -210,55 +215,11 @@ class MixingRule:
         return []
 
 
-def inner_product(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Over the blocks that both have; blocks may be sharded (DTensor).
-
-    Products of at most 2^18 elements are taken in float32 and summed in float64: as good as float64 throughout for what
-    is decided with it (relative error below 1e-6 of the norms' product), without its two wide copies of every block.
-    """
-    return sum(_block_product(first[name], second[name]) for name in first if name in second)
-
-
-def _block_product(one: Tensor, other: Tensor) -> float:
-    if is_sharded(one) or is_sharded(other):
-        return scalar((one.double() * other.double()).sum())
-    pairs = zip(one.reshape(-1).split(1 << 18), other.reshape(-1).split(1 << 18), strict=True)
-    return float(torch.stack([torch.dot(a.float(), b.float()) for a, b in pairs]).double().sum())
-
-
 def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Dense gradients of the parameters that ``loss`` reaches; ``.grad`` stays as it is."""
     if any(is_sharded(parameter) for parameter in parameters.values()):
         return gradients_by_backward(loss, parameters)
     return dense_gradients(loss, parameters)
-
-
-class JointMove(NamedTuple):
-    """``length``: of the move (Euclidean norm). ``gram``: inner products of the gradients, float64."""
-
-    length: float
-    gram: Tensor
-
-
-@torch.no_grad()
-def move_jointly(
-    parameters: Mapping[str, Tensor],
-    gradients: Sequence[dict[str, Tensor]],
-    distances: Sequence[float],
-    longest: float,
-) -> JointMove:
-    """The shortest move that takes several linearised distances to zero (``surgery.joint_step``), in place.
-
-    It keeps its direction and is shortened where it would be longer than ``longest``.
-    """
-    gram = torch.tensor([[inner_product(one, other) for other in gradients] for one in gradients], dtype=torch.float64)
-    multipliers = joint_step(torch.tensor(distances, dtype=torch.float64), gram)
-    length = float((multipliers @ gram @ multipliers).clamp_min(0).sqrt())
-    shrink = min(1.0, longest / max(length, 1e-30))
-    for gradient, multiplier in zip(gradients, multipliers.tolist(), strict=True):
-        for name, value in gradient.items():
-            parameters[name].sub_(value.to(parameters[name].dtype), alpha=shrink * multiplier)
-    return JointMove(shrink * length, gram)
 
 
 def add_gradient(parameter: nn.Parameter, gradient: Tensor, weight: float) -> None:

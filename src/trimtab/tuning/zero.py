@@ -114,6 +114,11 @@ class ZeroStep(Step):
     _values: dict[str, Tensor] | None = field(default=None, repr=False)
 
     @property
+    def whole(self) -> bool:
+        """No: the engine may hold a part of each."""
+        return False
+
+    @property
     def gradients(self) -> dict[str, Tensor]:
         """Task gradients, whole, reduced over the ranks; what a rule changes in them is written back by ``close``."""
         if self._task is None:

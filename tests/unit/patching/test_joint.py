@@ -9,6 +9,7 @@ from tests.unit.patching import worlds
 from torch import nn
 
 from trimtab.errors import GuardError
+from trimtab.gradients.direction import Direction, Target, gram_of, joint_move, take_off
 from trimtab.patching.adapters import Workbench, attach
 from trimtab.patching.climb import LadderSettings, Lessons, lessons_by
 from trimtab.patching.heldout import reply_logits
@@ -16,7 +17,6 @@ from trimtab.patching.joint import JointSteps
 from trimtab.patching.ladder import repair
 from trimtab.patching.recover import Lesson, Recipe
 from trimtab.patching.texts import written_by
-from trimtab.tuning.rules import move_jointly
 
 EXACT = Recipe(bf16=False, longest=1e9)
 
@@ -30,20 +30,23 @@ def test_the_move_solves_the_linearised_system_with_the_least_length() -> None:
     draw = np.random.default_rng(4)
     sides = [draw.normal(size=7), draw.normal(size=7)]
     parameter = nn.Parameter(torch.zeros(7))
-    gradients = [{"p": torch.tensor(value, dtype=torch.float32)} for value in sides]
-    length = move_jointly({"p": parameter}, gradients, [0.7, 0.4], longest=1e9).length
+    gradients = [Direction({"p": torch.tensor(value, dtype=torch.float32)}) for value in sides]
+    move = joint_move(gram_of(gradients), [0.7, 0.4], longest=1e9)
+    take_off([Target({"p": parameter}, move.multipliers)], gradients)
     matrix = np.stack(sides)
     expected = -np.linalg.pinv(matrix) @ np.array([0.7, 0.4])  # least norm with matrix @ x = -distances
     found = parameter.detach().numpy()
     assert np.allclose(found, expected, rtol=5e-3, atol=1e-3)  # the solver has a ridge of a thousandth
-    assert length == pytest.approx(float(np.linalg.norm(found)), rel=1e-4)
+    assert move.length == pytest.approx(float(np.linalg.norm(found)), rel=1e-4)
 
 
 def test_the_move_is_never_longer_than_allowed_and_keeps_its_direction() -> None:
-    gradients = [{"p": torch.tensor([3.0, 4.0])}]
+    gradients = [Direction({"p": torch.tensor([3.0, 4.0])})]
     free, bounded = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    move_jointly({"p": free}, gradients, [50.0], longest=1e9)
-    assert move_jointly({"p": bounded}, gradients, [50.0], longest=0.5).length == pytest.approx(0.5)
+    for parameter, longest in ((free, 1e9), (bounded, 0.5)):
+        move = joint_move(gram_of(gradients), [50.0], longest)
+        take_off([Target({"p": parameter}, move.multipliers)], gradients)
+    assert move.length == pytest.approx(0.5)
     torch.testing.assert_close(bounded.detach(), 0.5 * free.detach() / free.detach().norm())
     torch.testing.assert_close(free.detach(), -50.0 * torch.tensor([3.0, 4.0]) / 25.0, rtol=2e-3, atol=0)
 

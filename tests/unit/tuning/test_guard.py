@@ -14,13 +14,14 @@ from torch import nn
 
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import GuardError, UsageError
+from trimtab.gradients.direction import Direction, inner
 from trimtab.gradients.factors import safety_gradient
 from trimtab.gradients.surgery import spf_algorithm1
 from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard, innermost_optimizer
 from trimtab.tuning.keel import KeelRule
 from trimtab.tuning.pools import reader_for
-from trimtab.tuning.rules import SpfRule, inner_product
+from trimtab.tuning.rules import SpfRule
 
 ANCHORS = SafetyAnchors(
     (
@@ -275,4 +276,4 @@ def test_inner_products_are_those_of_float64() -> None:
     scale = math.prod(
         math.sqrt(sum(float(block.double().square().sum()) for block in side.values())) for side in (one, other)
     )
-    assert abs(inner_product(one, other) - exact) < 1e-6 * scale
+    assert abs(inner(Direction(one), Direction(other)) - exact) < 1e-6 * scale
