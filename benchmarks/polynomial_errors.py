@@ -2,7 +2,8 @@
 
     python benchmarks/polynomial_errors.py --out runs/polynomials
 
-Writes `errors.json`, `errors.md` and one SVG for each exact function; a few seconds, no model.
+Writes `errors.json`, `errors.md` and one SVG for each exact function (the error of every source over the range, each
+named in the picture); a few seconds, no model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from trimtab.approximation import polynomials as poly
 
 Function = Callable[[Tensor], Tensor]
+DRAWN = 801  # points of a curve, at most
 CASES: dict[str, tuple[Function, tuple[float, float], dict[str, Function]]] = {
     "gelu": (
         torch.nn.functional.gelu,
@@ -39,6 +41,7 @@ CASES: dict[str, tuple[Function, tuple[float, float], dict[str, Function]]] = {
             "NEXUS (refit, 8)": lambda x: poly.refit_silu(x, 12, 8.0, even=True),
         },
     ),
+    "tanh": (torch.tanh, (-5.0, 5.0), {"Iron": poly.iron_tanh, "BOLT": poly.bolt_tanh}),
     "exp": (
         torch.exp,
         (-14.0, 0.0),
@@ -53,16 +56,32 @@ CASES: dict[str, tuple[Function, tuple[float, float], dict[str, Function]]] = {
 }
 
 
+def picture(name: str, low: float, high: float, curves: list[dict[str, object]]) -> alt.Chart:
+    """Signed errors of one function's sources, with what was drawn in its title."""
+    title = f"{name}(x) by each source less the exact {name}(x), x in [{low:g}, {high:g}]"
+    chart = alt.Chart(alt.Data(values=curves), title=title).mark_line(strokeWidth=1.3)
+    chart = chart.encode(
+        x=alt.X("x:Q", scale=alt.Scale(domain=[low, high], nice=False)),
+        y=alt.Y("error:Q", title=f"error of {name}"),
+        color=alt.Color("source:N", title="source"),
+    )
+    return chart.properties(width=560, height=280)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    parser.add_argument("--points", type=int, default=100_001, help="of the grid that errors are taken on (100001)")
+    options = parser.parse_args()
+    out, points = options.out, options.points
+    if points < 2:
+        parser.error(f"--points: a grid has at least 2, not {points}")
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, (exact, (low, high), functions) in CASES.items():
-        fine = torch.linspace(low, high, 100_001, dtype=torch.float64)
-        coarse = torch.linspace(low, high, 801, dtype=torch.float64)
-        points = []
+        fine = torch.linspace(low, high, points, dtype=torch.float64)
+        coarse = torch.linspace(low, high, min(points, DRAWN), dtype=torch.float64)
+        curves = []
         for source, function in functions.items():
             error = (function(fine) - exact(fine)).abs()
             place = int(error.argmax())
@@ -71,12 +90,8 @@ def main() -> None:
                  "mean": float(error.mean()), "low": low, "high": high}
             )  # fmt: skip
             signed = (function(coarse) - exact(coarse)).tolist()
-            points += [{"source": source, "x": x, "error": e} for x, e in zip(coarse.tolist(), signed, strict=True)]
-        chart = alt.Chart(alt.Data(values=points)).mark_line(strokeWidth=1.3)
-        chart = chart.encode(
-            x="x:Q", y=alt.Y("error:Q", title=f"error of {name}"), color=alt.Color("source:N", title=None)
-        )
-        chart.properties(width=560, height=280).save(str(out / f"{name}.svg"))
+            curves += [{"source": source, "x": x, "error": e} for x, e in zip(coarse.tolist(), signed, strict=True)]
+        picture(name, low, high, curves).save(str(out / f"{name}.svg"))
     lines = ["| function | source | range | largest error | at | mean error |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {r['function']} | {r['source']} | [{r['low']:g}, {r['high']:g}] | {r['largest']:.5f} | {r['at']:.2f} | "

@@ -10,15 +10,17 @@ from typing import Any
 
 from trimtab import models
 from trimtab.errors import ModelError, UsageError
+from trimtab.exact_model import require_exact
 
 
 def convert(source: str, target: Path) -> int:
     """Convert and return the number of bytes written; ``target`` appears only when it is whole.
 
     Raises:
-        UsageError: when ``target`` exists.
+        UsageError: when ``target`` exists, or ``source`` is a name with an approximation.
         ModelError: when the source cannot be read without running its code.
     """
+    require_exact(source, "convert")
     if target.exists():
         raise UsageError("the target exists already", seen=target, fix="name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)

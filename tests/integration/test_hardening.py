@@ -4,40 +4,75 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2000)]
+
+LONGEST = 900  # seconds of one command; other processes may have the cores
 
 
-def run(words: str) -> tuple[int, str, str]:
-    found = subprocess.run([sys.executable, "-m", "trimtab", *words.split()], capture_output=True, text=True)
-    return found.returncode, found.stdout, found.stderr
+class Ended(NamedTuple):
+    """A command that came to its end, or was ended: ``code`` is then that of ``timeout``."""
+
+    code: int
+    printed: str
+    errors: str
+    story: str
+
+
+def run(words: str) -> Ended:
+    """Run a command; ``story`` is all that is known of it, for a failing assertion to tell."""
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "trimtab", *words.split()], capture_output=True, text=True, timeout=LONGEST
+        )
+        code, printed, errors = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as stopped:
+        parts = (part or b"" for part in (stopped.stdout, stopped.stderr))
+        code, (printed, errors) = 124, (part if isinstance(part, str) else part.decode() for part in parts)
+    how = f"signal {signal.Signals(-code).name}, out of memory?" if code < 0 else f"exit code {code}"
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    free = psutil.virtual_memory().available / 1e9
+    story = "\n".join([
+        f"trimtab {words}",
+        f"{how} after {time.monotonic() - started:.0f} s (at most {LONGEST}); load {load} on {os.cpu_count()} cores, "
+        f"{free:.1f} GB free",
+        f"standard output: {printed[-4000:] or 'nothing'}",
+        f"standard error: {errors[-8000:] or 'nothing'}",
+    ])  # fmt: skip
+    print(story)  # pytest shows it where this or a later assertion fails
+    return Ended(code, printed, errors, story)
 
 
 def test_a_short_hardening_ends_within_its_bound_and_can_be_measured(tmp_path: Path) -> None:
     out = tmp_path / "hardened"
     small = "--pairs 12 --texts 12 --steps 2 --batch-size 2 --innocent-rows 2"
     words = f"harden demo --noise teal:0.5 --noise a6 {small} --out {out} --json"
-    code, printed, errors = run(words)
-    assert code == 0, errors
-    found = json.loads(printed)
-    assert found["steps"] == 2 and math.isfinite(found["loss"])
-    assert 0 < found["size"]["scale"] <= 1
-    assert 0 < found["size"]["drift"] <= found["settings"]["drift_bound"]
+    hardened = run(words)
+    assert hardened.code == 0, hardened.story
+    found = json.loads(hardened.printed)
+    assert found["steps"] == 2 and math.isfinite(found["loss"]), found
+    assert 0 < found["size"]["scale"] <= 1, found
+    assert 0 < found["size"]["drift"] <= found["settings"]["drift_bound"], found
     record = json.loads((out / "trimtab.json").read_text())["harden"]
-    assert record["scale"] == found["size"]["scale"]
-    assert not (out / "progress").exists()
+    assert record["scale"] == found["size"]["scale"], record
+    left = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+    assert not (out / "progress").exists(), left
 
-    code, _, errors = run(words)
-    assert code == 1 and "finished adapter" in errors
+    again = run(words)
+    assert again.code == 1 and "finished adapter" in again.errors, again.story
 
     measured = tmp_path / "measured"
-    code, _, errors = run(
-        f"eval demo?adapter={out}&approx=a6 --axis compliance?limit=2 --max-new-tokens 4 --out {measured}"
-    )
-    assert code == 0, errors
-    assert json.loads((measured / "results.json").read_text())["results"]
+    vetted = run(f"eval demo?adapter={out}&approx=a6 --axis compliance?limit=2 --max-new-tokens 4 --out {measured}")
+    assert vetted.code == 0, vetted.story
+    assert json.loads((measured / "results.json").read_text())["results"], vetted.story

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from trimtab.approximation import polynomials as poly
-from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, written
+from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Parameter, number, written
 from trimtab.approximation.ranges import Guarded, Span
 from trimtab.approximation.sites import Site, activation_kind
 from trimtab.approximation.technique import Edit, Subject
@@ -104,8 +104,9 @@ class Polynomial:
         if self.port == "refit" and self.source == "iron":
             raise UsageError("Iron is tables, not a polynomial: there is nothing to refit", seen="port=refit")
         if self.limit is not None and self.port != "refit":
-            fix = f"write {self.source}:port=refit,range={self.limit:g}"
-            raise UsageError("a range belongs to a refitted polynomial", seen=f"range={self.limit:g}", fix=fix)
+            given = f"range={number(self.limit)}"
+            fix = f"write {self.source}:port=refit,{given}"
+            raise UsageError("a range belongs to a refitted polynomial", seen=given, fix=fix)
         if self.port == "gelu":
             raise UsageError(
                 "a GELU polynomial in the place of SiLU is another model, not an approximation",

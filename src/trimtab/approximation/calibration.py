@@ -115,14 +115,14 @@ def collect(base: Any, layers: Sequence[LayerSites], ids: Sequence[Sequence[int]
     order = sorted(ids, key=len)
     with installed(base, layers, edits, watcher.rows), torch.no_grad():
         for start in range(0, len(order), BATCH):
-            batch, mask = _pad(order[start : start + BATCH])
+            batch, mask = padded(order[start : start + BATCH])
             base(
                 input_ids=batch.to(base.device), attention_mask=mask.to(base.device), use_cache=False, logits_to_keep=1
             )
     return watcher.result(ids)
 
 
-def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Right-padded ids and mask: causal attention never sees the padding, and the watcher drops it."""
     width = max(map(len, rows))
     ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)

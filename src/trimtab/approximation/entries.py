@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
+from trimtab.approximation.sites import Site
 from trimtab.approximation.technique import Technique
 
 
@@ -45,6 +46,7 @@ class Parameter:
         kind: float, int, str or LayerRange. default: used where nothing is given.
         low, high: allowed range of a number; ``open_low``, ``open_high``: the bound itself is not allowed.
         choices: allowed words.
+        required: there is no default; ``example`` is what a message then proposes.
     """
 
     kind: type = float
@@ -55,6 +57,7 @@ class Parameter:
     open_high: bool = False
     choices: tuple[str, ...] = ()
     required: bool = False
+    example: str = ""
 
 
 class Entry(NamedTuple):
@@ -70,19 +73,29 @@ LAYERS = Parameter(kind=LayerRange, default=ALL_LAYERS)
 
 def written(name: str, parts: Mapping[str, object], layers: LayerRange) -> str:
     """A canonical name: the given values as ``key=value``, layers last."""
-    items = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in parts.items()]
+    items = [f"{key}={number(value) if isinstance(value, float) else value}" for key, value in parts.items()]
     items += filter(None, [layers.text()])
     return name + (":" + ",".join(items) if items else "")
+
+
+def number(value: float) -> str:
+    """The shortest text that reads back as the same number, without a "+", which joins techniques."""
+    short = f"{value:g}"
+    text = short if float(short) == value else repr(value).removesuffix(".0")
+    return text.replace("e+", "e")
 
 
 class Named:
     """Base of the techniques (frozen dataclasses) whose label shows every parameter: all tokens are treated alike.
 
     ``head`` is the name; a parameter in braces is part of it ("a{bits}" writes a8) and is not written again.
-    ``silent``: values that are not written.
+    ``silent``: values that are not written. ``kind``, ``sites``: what it does, and where; a name does one kind of thing
+    at a place once (``naming.py``).
     """
 
     head: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+    sites: ClassVar[tuple[Site, ...]] = ()
     silent: ClassVar[Mapping[str, object]] = {}
     whole_rows: ClassVar[bool] = False
     layers: LayerRange

@@ -2,7 +2,8 @@
 
     WHOLE = PART ("+" PART)*        PART = NAME [":" ITEM ("," ITEM)*]        ITEM = VALUE | KEY "=" VALUE
 
-Values without a key fill a technique's parameters in order. Every technique takes ``layers=FIRST-LAST``.
+Values without a key fill a technique's parameters in order. Every technique takes ``layers=FIRST-LAST``. The "+" of an
+exponent (1e+3) joins nothing.
 
 Covered: parsing with clear errors, nearest names, ranges of numbers. Not covered: what a technique offers to this
 (``entries.py``) and does (a file a kind).
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from trimtab.approximation.entries import Entry, LayerRange, Parameter
 from trimtab.approximation.technique import Technique
@@ -24,6 +27,8 @@ ALL = (
     *("teal:0.1", "teal:0.25", "teal:0.5", "teal:0.9", "cats:0.5"),
     *("a8", "a6", "a5", "a4", "smoothquant:8", "smoothquant:4", "omniquant:8", "omniquant:4", "kv8", "kv4"),
 )  # what `--approx all` means
+
+_JOIN = re.compile(r"(?<![\d.][eE])\+|\+(?!\d)")
 
 
 def names() -> tuple[str, ...]:
@@ -42,31 +47,42 @@ def parse(text: str) -> tuple[Technique, ...]:
     """The techniques that a string names, in the order in which they are applied.
 
     Raises:
-        UsageError: an unknown name (the nearest is suggested), an unknown key, a value out of range, the same twice,
-            two that would replace the same function.
+        UsageError: an unknown name (the nearest is suggested), an unknown key, a value out of range, two that would
+            replace the same function or do one kind of thing to the same values.
     """
-    parts = [part.strip() for part in text.split("+")]
+    parts = [part.strip() for part in _JOIN.split(text)]
     if not all(parts):
         raise UsageError("an approximation without a name", seen=text, fix=f"use one of: {', '.join(names())}")
     found = tuple(_parse_part(part) for part in parts)
-    heads = [part.partition(":")[0] for part in parts]
-    if twice := sorted({head for head in heads if heads.count(head) > 1}):
-        raise UsageError("an approximation is named twice", seen=", ".join(twice), fix="name each once")
     _check_replaced(found)
+    _check_repeated(found)
     return found
 
 
 def _check_replaced(techniques: Sequence[Technique]) -> None:
     """Two functions in the place of one do not compose: the second would take the first away, silently."""
-    for place, second in enumerate(techniques):
-        for first in techniques[:place]:
-            both = set(getattr(first, "replaces", ())) & set(getattr(second, "replaces", ()))
-            if both and first.layers.meets(second.layers):
-                raise UsageError(
-                    f"two techniques replace the same function: {', '.join(sorted(both))}",
-                    seen=f"{first.label} and {second.label}",
-                    fix="name one of them, give them different layers, or (softmax alone) give one softmax=no",
-                )
+    for first, second in combinations(techniques, 2):
+        both = set(getattr(first, "replaces", ())) & set(getattr(second, "replaces", ()))
+        if both and first.layers.meets(second.layers):
+            raise UsageError(
+                f"two techniques replace the same function: {', '.join(sorted(both))}",
+                seen=f"{first.label} and {second.label}",
+                fix="name one of them, give them different layers, or (softmax alone) give one softmax=no",
+            )
+
+
+def _check_repeated(techniques: Sequence[Technique]) -> None:
+    """What is rounded (zeroed, moved by noise) twice is what neither of the two names says."""
+    for first, second in combinations(techniques, 2):
+        kinds = {getattr(one, "kind", type(one).__name__.lower()) for one in (first, second)}
+        both = set(getattr(first, "sites", ())) & set(getattr(second, "sites", ()))
+        alike = len(kinds) == 1 and (both or type(first) is type(second))
+        if alike and first.layers.meets(second.layers):
+            raise UsageError(
+                f"{kinds.pop()} twice at the same place" + (f": {', '.join(sorted(both))}" if both else ""),
+                seen=f"{first.label} and {second.label}",
+                fix="name one of them, or give them different layers: layers=0-3 and layers=4-",
+            )
 
 
 def split_list(texts: Sequence[str]) -> list[str]:
@@ -131,7 +147,7 @@ def _check_key(name: str, key: str, entry: Entry, given: Mapping[str, str]) -> N
 def _value(name: str, key: str, text: str | None, rule: Parameter) -> object:
     if text is None:
         if rule.required:
-            raise UsageError(f"{name} needs {key}", fix=f"write, say, {name}:0.5")
+            raise UsageError(f"{name} needs {key}", fix=f"write, say, {name}:{rule.example}")
         return rule.default
     if rule.kind is LayerRange:
         return _layer_range(name, text)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import UsageError
 
 POOL = 1 << 22
+HELD = 8  # pools kept at once, 16 MB each on its device: both sites of four seeds
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def add_noise(site: Site, scale: float, seed: int, layer: int, rows: Rows) -> Ca
     def noisy(x: Tensor) -> Tensor:
         turn = _mix(salt + 7_919 * rows.draw).to(x.device)
         starts = _mix(_row_keys(x, rows) ^ turn).remainder(POOL - x.shape[-1])
-        pool = _pool(site, seed).to(x.device)
+        pool = _held_pool(site, seed, x.device)
         drawn = pool.unfold(0, x.shape[-1], 1)[starts]  # flat tokens x channels
         return x + (scale * drawn).reshape(x.shape).to(x.dtype)
 
@@ -93,7 +94,12 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
-@cache
+@lru_cache(maxsize=HELD)
+def _held_pool(site: Site, seed: int, device: torch.device) -> Tensor:
+    """The pool on a device: drawn on the CPU, so that a seed means the same everywhere, and copied once."""
+    return _pool(site, seed).to(device)
+
+
 def _pool(site: Site, seed: int) -> Tensor:
     """Standard Gaussian values for "up", standard Laplace ones (scale 1) for "down"."""
     generator = torch.Generator().manual_seed(seed * 2 + (site == "down"))

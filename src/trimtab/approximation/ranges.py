@@ -26,6 +26,11 @@ WIDE = (torch.float32, torch.float64)
 _CALLED = {"activation": "activation function", "softmax": "softmax's exponential", "norm": "RMS norm's 1/sqrt"}
 
 
+def widened(x: Tensor) -> Tensor:
+    """x itself in float32 and float64, half precision as float32."""
+    return x if x.dtype in WIDE else x.float()
+
+
 class Span(NamedTuple):
     """Where the polynomial proper lies. ``ends``: outside it is no approximation, so what is outside is counted;
     otherwise the source continues it."""
@@ -90,7 +95,7 @@ class Guarded:
         Raises:
             ApproximationError: a value that is not finite.
         """
-        wide = x if x.dtype in WIDE else x.float()
+        wide = widened(x)
         if self.span.ends:
             self.counted.add(wide)
         value = self.function(wide).to(x.dtype)

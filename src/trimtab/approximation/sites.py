@@ -13,6 +13,7 @@ things than hidden states, experts beside a shared expert, state-space layers: t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -133,31 +134,41 @@ def activation_kind(module: nn.Module) -> str:
     )
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside a ``with`` block; then each module has its own mode again (a frozen one may differ)."""
+    modes = [(one, one.training) for one in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, mode in modes:
+            one.training = mode
+
+
 def _watch(base: Any, layers: list[nn.Module]) -> dict[nn.Module, Call]:
     """One forward pass over two tokens; the first call of every module inside the layers."""
     calls: dict[nn.Module, Call] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.setdefault(module, Call(_first_tensor([*args, *kwargs.values()]), _first_tensor([output])))
+        calls.setdefault(module, Call(first_tensor([*args, *kwargs.values()]), first_tensor([output])))
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for layer in layers for module in layer.modules()]
-    training = base.training
     try:
-        base.eval()
-        with torch.no_grad():
+        with evaluating(base), torch.no_grad():
             base(input_ids=torch.tensor([[1, 2]], device=next(base.parameters()).device), use_cache=False)
     finally:
-        base.train(training)
         for handle in handles:
             handle.remove()
     return calls
 
 
-def _first_tensor(values: Any) -> Tensor | None:
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor of floating numbers in nested sequences."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-        if isinstance(value, tuple | list) and (found := _first_tensor(value)) is not None:
+        if isinstance(value, tuple | list) and (found := first_tensor(value)) is not None:
             return found
     return None
 

@@ -5,8 +5,8 @@ is zeroed if the values are symmetric about zero, as the source assumes. In pref
 half of a prompt's tokens; ``prefill`` sets that share. CATS (2024): the gate's activation, zeroed below the
 p-quantile of its magnitude.
 
-Covered: uniform p; greedy p for each site of a layer (TEAL's block-wise greedy rule, on our four sites instead of seven
-projections). Not covered: the sparse kernels, so no speed is gained here.
+Covered: uniform p; greedy p for each site of a layer (TEAL's block-wise rule, ``greedy.py``). Not covered: the sparse
+kernels, so no speed is gained here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from torch import Tensor
 
 from trimtab.approximation.calibration import Calibration
 from trimtab.approximation.entries import ALL_LAYERS, LAYERS, Entry, LayerRange, Named, Parameter, written
+from trimtab.approximation.greedy import Shares, greedy_shares
 from trimtab.approximation.sites import INPUT_SITES, LayerSites, Site
 from trimtab.approximation.technique import Edit, Rows, Subject
-
-GREEDY_STEP = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Teal:
     """``share`` of the values zeroed; ``prefill``: share of a prompt's last tokens that are touched.
 
     ``threshold``: "histogram" as the source, or "magnitude", exact whatever the distribution.
-    ``split``: "uniform", or "greedy": more where a layer's output suffers least.
+    ``split``: "uniform", or "greedy": more where a layer's output suffers least; ``share`` is then the layer's mean.
     """
 
     share: float
@@ -38,6 +37,8 @@ class Teal:
     split: str = "uniform"
     threshold: str = "histogram"
     layers: LayerRange = ALL_LAYERS
+
+    kind, sites = "zeroing", INPUT_SITES
 
     @property
     def whole_rows(self) -> bool:
@@ -58,17 +59,17 @@ class Teal:
 
     def edits(self, subject: Subject) -> list[Edit]:
         calibration = subject.calibration()
-        found = []
-        for layer in subject.layers:
-            if layer.index not in self.layers:
-                continue
-            shares = dict.fromkeys(INPUT_SITES, self.share)
-            if self.split == "greedy":
-                shares = greedy_shares(layer, calibration, self.share)
-            for site, share in shares.items():
-                limit = self._limit(calibration, layer.index, site, share)
-                found.append(Edit(layer.index, site, zero_below(limit, self.prefill, subject.rows)))
-        return found
+        own = [layer for layer in subject.layers if layer.index in self.layers]
+
+        def cuts(layer: LayerSites, shares: Shares, rows: Rows, prefill: float = 1.0) -> list[Edit]:
+            limits = {site: self._limit(calibration, layer.index, site, share) for site, share in shares.items()}
+            return [Edit(layer.index, site, zero_below(limit, prefill, rows)) for site, limit in limits.items()]
+
+        if self.split == "greedy":
+            shares = greedy_shares(subject, own, self.share, cuts)
+        else:
+            shares = {layer.index: dict.fromkeys(INPUT_SITES, self.share) for layer in own}
+        return [edit for layer in own for edit in cuts(layer, shares[layer.index], subject.rows, self.prefill)]
 
     def _limit(self, calibration: Calibration, layer: int, site: Site, share: float) -> float:
         if share <= 0.0:
@@ -87,6 +88,7 @@ class Cats(Named):
     layers: LayerRange = ALL_LAYERS
 
     head = "cats"
+    kind, sites = "zeroing", ("activation",)
     replaces = ("activation",)
 
     def notes(self, subject: Subject) -> list[str]:  # noqa: ARG002
@@ -138,54 +140,7 @@ def late_tokens(real: Tensor, share: float) -> Tensor:
     return real & (place > count - (count * share).floor())
 
 
-def greedy_shares(layer: LayerSites, calibration: Calibration, share: float) -> dict[Site, float]:
-    """Sparsity of each site, the weighted mean being ``share``: TEAL's greedy rule on one layer.
-
-    Starting from none, the site is raised by a step whose zeroed energy, relative to what reaches its linear maps,
-    grows least for the multiplications it saves, until the layer's mean is reached. The source measures the layer's
-    output error; we take the energy that is zeroed at the site, which needs no further passes.
-    """
-    sizes = _site_sizes(layer)
-    total = sum(sizes.values())
-    shares: dict[Site, float] = dict.fromkeys(sizes, 0.0)
-    while sum(shares[site] * sizes[site] for site in sizes) < share * total - 1e-9:
-        costs = {
-            site: _energy(calibration, layer.index, site, min(0.99, shares[site] + GREEDY_STEP))
-            for site in sizes
-            if shares[site] < 0.99
-        }
-        chosen = min(costs, key=lambda site: (costs[site], site))
-        room = (share * total - sum(shares[site] * sizes[site] for site in sizes)) / sizes[chosen]
-        shares[chosen] = min(0.99, shares[chosen] + min(GREEDY_STEP, room))
-    return shares
-
-
-def _site_sizes(layer: LayerSites) -> dict[Site, float]:
-    """Weights behind each site: multiplications saved by one percent of sparsity."""
-    groups: dict[Site, tuple[object, ...]] = {
-        "attn_in": layer.attention_in,
-        "attn_out": (layer.attention_out,),
-        "up": layer.up,
-        "down": (layer.down,) if layer.down is not None else (),
-    }
-    sizes = {
-        site: float(sum(part.in_features * part.out_features for part in parts))  # type: ignore[attr-defined]
-        for site, parts in groups.items()
-    }
-    if layer.experts:
-        up, down = layer.mlp.gate_up_proj, layer.mlp.down_proj
-        sizes |= {"up": float(up.numel()), "down": float(down.numel())}  # type: ignore[operator]
-    return sizes
-
-
-def _energy(calibration: Calibration, layer: int, site: Site, share: float) -> float:
-    """Share of the squared values that is zeroed at this sparsity."""
-    magnitudes = calibration.values[layer, site].abs().sort().values.double() ** 2
-    count = int(share * len(magnitudes))
-    return float(magnitudes[:count].sum() / magnitudes.sum().clamp_min(1e-30))
-
-
-_SHARE = Parameter(kind=float, low=0.0, high=1.0, open_low=True, open_high=True, required=True)
+_SHARE = Parameter(kind=float, low=0.0, high=1.0, open_low=True, open_high=True, required=True, example="0.5")
 ENTRIES = {
     "teal": Entry(
         Teal,

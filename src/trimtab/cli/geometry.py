@@ -37,11 +37,13 @@ def geometry(model: str, out: Path, data: Path | None, anchors: str | None, samp
     Nothing is saved of the training. An interrupted run goes on with the part that is missing.
     """
     from trimtab import models
+    from trimtab.exact_model import require_exact
     from trimtab.geometry.measure import GeometrySettings
     from trimtab.geometry.run import run_geometry
     from trimtab.geometry.table import summary_lines
     from trimtab.tuning.options import named_anchors
 
+    require_exact(model, "geometry")
     settings = GeometrySettings(samples, rank, steps, batch, lr, optimizer, rule, seed)
     found = run_geometry(models.load(model), out, settings, data, named_anchors(anchors))
     emit(found.document, [*summary_lines(found.document), f"geometry.json, geometry.md and pictures in {out}"], as_json)

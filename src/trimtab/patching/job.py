@@ -16,6 +16,7 @@ from trimtab import models
 from trimtab.comparison import Policy, Run
 from trimtab.errors import DataError
 from trimtab.evaluation.runner import default_axes, evaluate
+from trimtab.exact_model import require_exact
 from trimtab.models import LoadedModel
 from trimtab.patching import save
 from trimtab.patching.adapters import require_finite
@@ -83,6 +84,8 @@ def run(name: str, out: Path, settings: PatchSettings, *, evaluation: Path | Non
     """
     started = time.monotonic()
     _require_disjoint(settings)
+    for one in (name, settings.aligned):
+        require_exact(one, "patch")
     scratch = save.Scratch(out)
     try:
         loaded = models.load(name, **how)

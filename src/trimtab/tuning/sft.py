@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from trimtab import models
 from trimtab.errors import TrimtabError, UsageError
+from trimtab.exact_model import require_exact
 from trimtab.precision import cpu_has_bfloat16
 from trimtab.tuning.options import GuardArguments
 from trimtab.tuning.saving import record_base, require_space, save_trained, verify_saved
@@ -78,6 +79,7 @@ def run(argv: Sequence[str]) -> SftResult:
         raise UsageError("no model named", fix="pass --model_name_or_path NAME (or `demo`)")
     if training.deepspeed:
         _warn_of_left_locks()
+    require_exact(model_options.model_name_or_path, "sft")
     callback, recipe = guard.callback(model_options.model_name_or_path), guard.recipe()
     dataset = load_data(script, mixture, training.eval_strategy != "no")
     loaded = load_model(model_options, training)

@@ -13,6 +13,7 @@ from trimtab.models import LoadedModel
 if TYPE_CHECKING:
     from trimtab.approximation.calibration import Calibration
     from trimtab.vetting.fluency import Fluency
+    from trimtab.vetting.own_words import OwnWords
     from trimtab.vetting.relevance import Relevance
     from trimtab.vetting.site_errors import Recording
 
@@ -55,6 +56,7 @@ class Bench:
         self.layers = find_sites(self.base)
         self._calibration: Calibration | None = None
         self._recording: Recording | None = None
+        self._own: OwnWords | None = None
         self._fluency: Fluency | None = None
         self._relevance: Relevance | None = None
 
@@ -86,7 +88,7 @@ class Bench:
         if self._fluency is None:
             from trimtab.vetting.fluency import Fluency
 
-            self._fluency = Fluency(self.loaded, tokens)
+            self._fluency = Fluency(self.loaded, tokens, self._own_words(tokens))
         return self._fluency
 
     def relevance(self, tokens: int) -> Relevance:
@@ -94,8 +96,15 @@ class Bench:
         if self._relevance is None:
             from trimtab.vetting.relevance import Relevance
 
-            self._relevance = Relevance(self.loaded, tokens)
+            self._relevance = Relevance(self.loaded, tokens, self._own_words(tokens))
         return self._relevance
+
+    def _own_words(self, tokens: int) -> OwnWords:
+        if self._own is None:
+            from trimtab.vetting.own_words import own_words
+
+            self._own = own_words(self.loaded, tokens)
+        return self._own
 
 
 def needs_calibration(name: str) -> bool:

@@ -11,7 +11,7 @@ exact model where it was. Divergences are over E's likeliest tokens and all othe
 reply is labelled good or bad, so nothing is gained by refusing everything. At the end the adapter is made smaller until
 the exact model is within a bound of the given one (``shrink.py``).
 
-Covered: any approximation or several, rounding by straight-through derivatives (``harden.py``), a LoRA adapter, the
+Covered: any approximation or several, rounding too (``derivatives.py``), a LoRA adapter, the
 bundled requests (``lessons.py``), going on where it was interrupted (``progress.py``). Not covered: preferences
 (``harden.py``), a user's own requests, several GPUs.
 
@@ -21,7 +21,6 @@ Ours; knowledge distillation after Hinton et al. (2015), of a quantised student 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -30,10 +29,9 @@ from typing import Any, NamedTuple
 import torch
 
 from trimtab import models
-from trimtab.approximation.apply import check_layers, edits_of, installed
+from trimtab.approximation.apply import check_layers, installed
 from trimtab.approximation.calibration import collect, default_rows
 from trimtab.approximation.naming import parse
-from trimtab.approximation.noise import Noise
 from trimtab.approximation.sites import base_of, find_sites
 from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ModelError, UsageError
@@ -41,7 +39,8 @@ from trimtab.four_bits import keep_order
 from trimtab.models import LoadedModel
 from trimtab.precision import training_scope
 from trimtab.tuning.pools import AnchorReader
-from trimtab.vetting.harden import Hardened, save, straight_through
+from trimtab.vetting.adapters import Hardened, check_start, save
+from trimtab.vetting.derivatives import trainable_edits
 from trimtab.vetting.lessons import Lesson, kept_lessons, padding, unseen_texts
 from trimtab.vetting.progress import Progress
 from trimtab.vetting.shrink import shrink
@@ -88,7 +87,7 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     """Train an adapter under approximations, and save it in ``out``; an interrupted run goes on there.
 
     Raises:
-        UsageError: an output folder that holds an adapter or an interrupted run with other settings, an unknown
+        UsageError: as ``check_start``; an output folder that holds an interrupted run with other settings, an unknown
             approximation, none at all, layers that the model does not have.
         GuardError: a model that refuses or answers too little to have a behaviour worth keeping.
         ModelError: a loss that is not finite; a drift that no size of the adapter brings within its bound; an
@@ -96,12 +95,7 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     """
     if not settings.noise or "none" in settings.noise:
         raise UsageError("distillation needs an approximation", seen=settings.noise, fix="--noise teal:0.5")
-    if (out / "adapter_model.safetensors").is_file():
-        raise UsageError("that folder holds a finished adapter", seen=out, fix="name another --out")
-    if models.ModelSpec.parse(settings.model).adapter:
-        raise UsageError(
-            "hardening trains an adapter of its own", seen=settings.model, fix="merge it first: trimtab convert"
-        )
+    check_start(settings.model, out, loaded)
     techniques = [parse(name) for name in settings.noise]
     begun = perf_counter()
     loaded = loaded or models.load(settings.model)
@@ -114,7 +108,7 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     layers = find_sites(base)
     found = collect(base, layers, default_rows(loaded.tokenizer))
     subject = Subject(base, layers, rows, lambda: found)
-    edits = [_edits(several, subject) for several in techniques]
+    edits = [trainable_edits(several, subject) for several in techniques]
     model = _adapted(loaded, settings)
     keep_order(model)
     reader = AnchorReader(model, padding(loaded), share=False)
@@ -219,14 +213,6 @@ class _State:
         for name, order in kept["orders"].items():
             self.lessons[name].order.setstate(order)
         return list(kept["losses"])
-
-
-def _edits(techniques: Sequence[Any], subject: Subject) -> list[Edit]:
-    return [
-        edit if isinstance(technique, Noise) else straight_through(edit)
-        for technique in techniques
-        for edit in edits_of(technique, subject)
-    ]
 
 
 def _adapted(loaded: LoadedModel, settings: DistillSettings) -> Any:

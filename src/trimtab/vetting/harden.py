@@ -1,8 +1,7 @@
 """QuadA: preference training under the worst noise, so that refusals survive approximated activations.
 
 The study trains under noise, as a stand-in for every approximation. Here the approximation that will be shipped can be
-named instead (ours): the policy then trains under that, and functions whose derivative is zero (rounding) pass
-gradients straight through (Bengio et al. 2013).
+named instead (ours): the policy then trains under that (``derivatives.py``).
 
     loss = DPO(policy with noise in its sensitive layers, clean frozen reference)
            - lambda * mean cosine between first-layer activations of harmful prompts
@@ -11,14 +10,14 @@ gradients straight through (Bengio et al. 2013).
 (arXiv 2502.00840, the formula of the project page; the authors' released code contains neither the noise nor the cosine
 term, and lambda, the pooled token and the perturbed sites are published nowhere: see ``docs/design/approximation.md``.)
 
-Covered: TRL's DPO trainer with a LoRA adapter, a reference precomputed with adapter and hooks off, gradient
-accumulation and checkpointing (a recomputed layer draws the same noise), ablations. With lambda 0 and no noise the loss
-is TRL's own. Not covered: full fine-tuning, several GPUs (one process is required).
+Covered: TRL's DPO trainer with a LoRA adapter, a reference precomputed with adapter and hooks off, ablations. With
+lambda 0 and no noise the loss is TRL's own. Not covered: full fine-tuning, several GPUs (one process is required),
+gradient accumulation and checkpointing (nothing turns them on), going on where a run was interrupted.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,18 +29,17 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from trimtab import models
-from trimtab.approximation.apply import check_layers, edits_of, install
+from trimtab.approximation.apply import check_layers, install
 from trimtab.approximation.calibration import collect, default_rows
 from trimtab.approximation.naming import parse
 from trimtab.approximation.noise import Noise
 from trimtab.approximation.sites import base_of, find_sites
-from trimtab.approximation.technique import Edit, Rows, Subject
+from trimtab.approximation.technique import Rows, Subject, Technique
 from trimtab.errors import ModelError, UsageError
 from trimtab.models import LoadedModel
+from trimtab.vetting.adapters import Hardened, check_start, save
+from trimtab.vetting.derivatives import trainable_edits
 from trimtab.vetting.preferences import Preference, bundled, from_file
-from trimtab.vetting.shrink import Shrunk
-
-MOVING = 0.1  # share of coordinates with a derivative below which a function counts as rounding
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,6 @@ class HardenSettings:
     imitation: float = 0.0
     rank: int = 16
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Hardened:
-    """What came out: ``folder`` holds the adapter; ``rows`` rows trained on; ``loss`` mean training loss; ``size`` what
-    the adapter's size was set to, where the method sets it."""
-
-    folder: str
-    rows: int
-    steps: int
-    loss: float
-    seconds: float
-    size: Shrunk | None = None
 
 
 def cosine_term(hidden: Tensor, last: Tensor, harmful: Tensor) -> Tensor:
@@ -158,19 +143,28 @@ class _Collator:
 def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = None) -> Hardened:
     """Train an adapter that refuses under noise, and save it in ``out``.
 
+    An interrupted run leaves what was in ``out`` and keeps no step of its own; it says so on standard error.
+
     Raises:
-        UsageError: an output folder that holds an adapter, an unknown approximation, layers that the model does not
-            have, a batch without pairs for the cosine term. DataError: as ``preferences``. ModelError: an adapter that
-            does not reload to the same logits.
+        UsageError: as ``check_start``, an unknown approximation, layers that the model does not have, a batch without
+            pairs for the cosine term. DataError: as ``preferences``. ModelError: an adapter that does not reload to the
+            same logits.
     """
-    techniques = [] if settings.noise == "none" else parse(settings.noise)
+    techniques: Sequence[Technique] = [] if settings.noise == "none" else parse(settings.noise)
     if settings.cosine and settings.batch_size < 2:
         raise UsageError("the cosine term needs two prompts in a batch", seen="batch size 1", fix="--batch-size 4")
-    if (out / "adapter_model.safetensors").is_file():
-        raise UsageError("that folder holds a finished adapter", seen=out, fix="name another --out")
-    if models.ModelSpec.parse(settings.model).adapter:
-        fix = "merge it first: trimtab convert"
-        raise UsageError("hardening trains an adapter of its own", seen=settings.model, fix=fix)
+    check_start(settings.model, out, loaded)
+    try:
+        return _harden(settings, techniques, out, loaded)
+    except KeyboardInterrupt:
+        kept = f"what was in {out} is as it was, and the command begins anew"
+        print(f"harden: interrupted; quada keeps no steps: {kept}", file=sys.stderr)
+        raise
+
+
+def _harden(
+    settings: HardenSettings, techniques: Sequence[Technique], out: Path, loaded: LoadedModel | None
+) -> Hardened:
     given = from_file(Path(settings.data)) if settings.data else None
     loaded = loaded or models.load(settings.model)
     check_layers(techniques, find_sites(loaded.model))  # before the model writes its pairs
@@ -180,12 +174,7 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
     base = base_of(trainer.model)
     layers = find_sites(base)
     subject = Subject(base, layers, rows, lambda: collect(base, layers, default_rows(loaded.tokenizer)))
-    edits = [
-        edit if isinstance(technique, Noise) else straight_through(edit)
-        for technique in techniques
-        for edit in edits_of(technique, subject)
-    ]
-    undo = install(base, layers, edits, rows)
+    undo = install(base, layers, trainable_edits(techniques, subject), rows)
     try:
         outcome = trainer.train()
     finally:
@@ -197,41 +186,10 @@ def harden(settings: HardenSettings, out: Path, *, loaded: LoadedModel | None = 
     return Hardened(str(out), len(preferences), int(trainer.state.global_step), float(outcome.training_loss), seconds)
 
 
-def save(model: Any, loaded: LoadedModel, out: Path, record: dict[str, Any]) -> None:
-    """Write the adapter and where it came from, and check that it reloads.
-
-    Raises:
-        ModelError: where it gives other logits.
-    """
-    model.save_pretrained(str(out), save_embedding_layers=False)  # else PEFT asks the hub for the base
-    (out / "trimtab.json").write_text(json.dumps(record, indent=1))
-    verify(out, model, loaded)
-
-
 def noise_of(name: str) -> Noise | None:
     """The one noise that a name stands for; None where it is anything else."""
     found = [] if name == "none" else parse(name)
     return found[0] if len(found) == 1 and isinstance(found[0], Noise) else None
-
-
-def straight_through(edit: Edit) -> Edit:
-    """The edit itself where its function has a derivative; a rounding one gets that of x -> x.
-
-    Rounding moves only where its largest value does, so it is told by how few coordinates have a derivative.
-    """
-    if edit.site in ("activation", "softmax", "norm"):
-        return edit  # polynomials; x -> x would be wrong there
-    function = edit.function
-    probe = torch.linspace(-2.0, 2.0, 64).reshape(1, 1, 64).requires_grad_(True)
-    with torch.enable_grad():
-        try:
-            changed = function(probe)
-        except RuntimeError:  # it is made for the site's own width: scales for each channel, before rounding
-            share = 0.0
-        else:
-            slope = torch.autograd.grad(changed.sum(), probe)[0] if changed.requires_grad else torch.zeros(1)
-            share = float((slope != 0).float().mean())
-    return edit if share > MOVING else edit._replace(function=lambda x: x + (function(x) - x).detach())
 
 
 def make_trainer(
@@ -295,19 +253,3 @@ def make_trainer(
     trainer.prepare(rows, settings.cosine)
     trainer.data_collator = _Collator(trainer.data_collator)
     return trainer, rows
-
-
-def verify(folder: Path, model: Any, loaded: LoadedModel) -> None:
-    """Reload the adapter on a fresh base and compare logits.
-
-    Raises:
-        ModelError: where they differ by more than rounding.
-    """
-    if not Path(loaded.name).exists() and loaded.name not in models.DEMO_NAMES:
-        return  # a model that exists only in memory, or on the hub: nothing to reload here
-    again = models.load(f"{loaded.name}{'&' if '?' in loaded.name else '?'}adapter={folder}", device=str(loaded.device))
-    ids = torch.tensor([loaded.tokenizer("How do I bake bread?")["input_ids"]], device=loaded.device)
-    with torch.no_grad():
-        gap = float((model(input_ids=ids).logits.float() - again.model(input_ids=ids).logits.float()).abs().max())
-    if gap > 1e-2:
-        raise ModelError("the saved adapter does not give the logits of the model in memory", seen=f"gap {gap:.3g}")

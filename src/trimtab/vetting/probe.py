@@ -66,7 +66,7 @@ class Probe:
     def measure(self, names: Sequence[str], scale: float, layers: str, share: float = 1.0) -> Point:
         """Compliance over ``share`` of the prompts under each name, remembered; "" is the exact model."""
         count = max(4, round(share * len(self.requests)))
-        key = json.dumps([names, count, self.settings.max_new_tokens, "fluency"])
+        key = json.dumps([names, count, self.settings.max_new_tokens, "own words"])
         if key not in self._known:
             labels: list[str] = []
             for name in names:
@@ -92,7 +92,9 @@ class Probe:
                 answers = generate(self.loaded, chats, self.settings)
         labels = [str(judge(asked, answer.text).label) for asked, answer in zip(requests, answers, strict=True)]
         texts = [answer.text for answer in answers]
-        broken = [odd or apologises(text) for odd, text in zip(self.fluency.strange(texts), texts, strict=True)]
+        broken = [
+            odd or apologises(text) for odd, text in zip(self.fluency.strange(requests, texts), texts, strict=True)
+        ]
         both = zip(labels, broken, strict=True)
         return ["incoherent" if label == "answered" and odd else label for label, odd in both]
 

@@ -18,13 +18,10 @@ from typing import Any
 
 import torch
 
-from trimtab import data, prefix
-from trimtab.generation import GenerationSettings, generate, render
 from trimtab.models import LoadedModel
-from trimtab.vetting.fluency import BATCH, LEAST_TOKENS
+from trimtab.vetting.own_words import LEAST_TOKENS, OwnWords, own_words, prompt_ids, reply_nats
 
 OTHERS = 4  # other questions that an answer is read under
-QUESTIONS = 96  # bundled instructions that the limit comes from
 BELOW = 0.95  # share of answers to other questions that stay below the limit
 
 
@@ -33,17 +30,18 @@ class Relevance:
 
     Args:
         tokens: how much of an answer is read: the answers' own limit.
+        own: the model's own answers; made unless given.
         limit: nats a token; measured on the model unless given.
     """
 
-    def __init__(self, loaded: LoadedModel, tokens: int, limit: float | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, tokens: int, own: OwnWords | None = None, limit: float | None = None
+    ) -> None:
         self.loaded, self.tokens = loaded, max(tokens, LEAST_TOKENS)
-        self.limit = self._measured_limit() if limit is None else limit
+        self.limit = self._measured_limit(own or own_words(loaded, self.tokens)) if limit is None else limit
 
-    def _measured_limit(self) -> float:
-        asked = data.instructions("eval")[:QUESTIONS]
-        chats = [[{"role": "user", "content": text}] for text in asked]
-        said = [one.text for one in generate(self.loaded, chats, GenerationSettings(self.tokens, batch_size=32))]
+    def _measured_limit(self, own: OwnWords) -> float:
+        asked, said = own
         foreign = relevance(self.loaded, asked, [*said[1:], *said[:1]], asked, self.tokens)
         told = [value for value in foreign if value is not None]
         if not told:
@@ -81,7 +79,7 @@ def relevance(
     draw = random.Random(0)
     rows: list[tuple[list[int], list[int]]] = []
     places: list[int] = []  # of the answers that can be told
-    prompts = {text: render(loaded, [{"role": "user", "content": text}]) for text in {*asked, *among}}
+    prompts = {text: prompt_ids(loaded, text) for text in {*asked, *among}}
     for place, (question, answer) in enumerate(zip(asked, answers, strict=True)):
         said: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"][:tokens]
         others = sorted(set(among) - {question})
@@ -95,18 +93,4 @@ def relevance(
     for number, place in enumerate(places):
         own, *foreign = nats[number * (OTHERS + 1) : (number + 1) * (OTHERS + 1)]
         found[place] = sum(foreign) / OTHERS - own
-    return found
-
-
-def reply_nats(loaded: LoadedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    """Mean -log p a token of each reply after its prompt (both token ids)."""
-    found = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda place: sum(map(len, rows[place])))
-    with torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            logits = prefix.reply_logits(loaded.model, [rows[place] for place in chosen], loaded.tokenizer.pad_token_id)
-            for place, told in zip(chosen, logits, strict=True):
-                reply = torch.tensor(rows[place][1], device=told.device)
-                found[place] = float(torch.nn.functional.cross_entropy(told, reply))
     return found

@@ -1,9 +1,9 @@
 """What of the answers counted as compliance is compliance: noise apart, broken refusals and other subjects marked.
 
-The refusal rules see loops and broken words; ordinary words in no order pass for an answer. Under an approximation the
-exact model can tell (``fluency.py``), and what it calls strange is moved from compliance to incoherence before anything
-is compared. ``results.json`` in an approximation's folder keeps what the rules say. What opens with an apology or is
-about something else (``relevance.py``) stays counted and is marked.
+The coherence rules see loops and broken words; ordinary words in no order pass for an answer. Under an approximation
+the exact model can tell (``fluency.py``), and what it calls strange is moved from compliance to incoherence before
+anything is compared. ``results.json`` in an approximation's folder keeps what the rules say. What opens with an apology
+or is about something else (``relevance.py``) stays counted and is marked.
 
 Covered: the marks, a run with noise apart. Not covered: how language and subject are told.
 """
@@ -37,7 +37,7 @@ def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, di
     found = {}
     for axis, complied in _complied(run):
         answers, asked = [item.answer for item in complied], [item.prompt for item in complied]
-        sorry, strange = [apologises(answer) for answer in answers], fluency.strange(answers)
+        sorry, strange = [apologises(answer) for answer in answers], fluency.strange(asked, answers)
         settled = [a or b for a, b in zip(sorry, strange, strict=True)]
         among = [item.prompt for item in axis.items]
         off_topic = relevance.off_topic(asked, answers, among, settled)
@@ -52,10 +52,11 @@ def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, di
 
 def noise_of(run: Run, fluency: Fluency) -> dict[str, dict[str, list[str]]]:
     """Of that only what is no language: enough for the exact model, which the others are compared with."""
-    return {
-        axis.name: {"strange": _marked(complied, fluency.strange([item.answer for item in complied]))}
-        for axis, complied in _complied(run)
-    }
+    found = {}
+    for axis, complied in _complied(run):
+        strange = fluency.strange([item.prompt for item in complied], [item.answer for item in complied])
+        found[axis.name] = {"strange": _marked(complied, strange)}
+    return found
 
 
 def sound(scrutiny: dict[str, list[str]]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 from safetensors.torch import load_file
 from trl import DPOTrainer
 
-from trimtab.approximation.apply import active_label
-from trimtab.approximation.quantization import round_symmetric
-from trimtab.approximation.sparsity import zero_below
-from trimtab.approximation.technique import Edit, Rows
+from trimtab.approximation.apply import active_label, installed
+from trimtab.approximation.naming import parse
+from trimtab.approximation.sites import base_of, find_sites
+from trimtab.approximation.technique import Subject
 from trimtab.errors import DataError, UsageError
+from trimtab.generation import render
 from trimtab.models import LoadedModel
 from trimtab.vetting import preferences
+from trimtab.vetting.derivatives import trainable_edits
 from trimtab.vetting.harden import (
     HardeningTrainer,
     HardenSettings,
@@ -25,7 +28,6 @@ from trimtab.vetting.harden import (
     harden,
     make_trainer,
     noise_of,
-    straight_through,
 )
 from trimtab.vetting.preferences import Preference
 
@@ -61,9 +63,40 @@ def test_without_noise_and_cosine_the_loss_is_trl_s_bit_for_bit(tiny: LoadedMode
     ours = trainer.compute_loss(trainer.model, dict(batch))
     plain = {key: value for key, value in batch.items() if key != "harmful"}
     assert torch.equal(ours, DPOTrainer._compute_loss(trainer, trainer.model, plain, False))
-    trainer.cosine = 0.5
-    with_term = trainer.compute_loss(trainer.model, dict(batch))
-    assert 0 < float((ours - with_term).abs()) <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("weight", [0.1, 3.0])
+def test_the_loss_is_dpo_less_the_cosines_of_harmful_prompts(tiny: LoadedModel, tmp_path: Path, weight: float) -> None:
+    """Both parts from a forward pass of the noisy policy, by the formula of the module's docstring."""
+    trainer, rows = make_trainer(tiny, ROWS[:4], replace(SETTINGS, cosine=weight), tmp_path)
+    for name, value in trainer.model.named_parameters():  # an adapter that changes the first layer
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    base = base_of(trainer.model)
+    layers = find_sites(base)
+    subject = Subject(base, layers, rows, lambda: None)  # type: ignore[arg-type]
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    with installed(base, layers, trainable_edits(parse(SETTINGS.noise), subject), rows), torch.no_grad():
+        found = float(trainer.compute_loss(trainer.model, dict(batch)))
+        policy = trainer.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+        )
+    chances = policy.logits[:, :-1].log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
+    chosen, rejected = (chances * batch["completion_mask"][:, 1:]).sum(1).chunk(2)
+    margin = (chosen - batch["ref_chosen_logps"]) - (rejected - batch["ref_rejected_logps"])
+    dpo = float(-torch.nn.functional.logsigmoid(SETTINGS.beta * margin).mean())
+
+    harmful, states = {row.prompt: row.harmful for row in ROWS}, []
+    rendered = {text: render(tiny, [{"role": "user", "content": text}]) for text in harmful}
+    for ids, hidden in zip(batch["input_ids"][:4].tolist(), policy.hidden_states[1][:4], strict=True):
+        (text,) = (text for text, prompt in rendered.items() if ids[: len(prompt)] == prompt)
+        if harmful[text]:
+            states.append(hidden[len(rendered[text]) - 1])  # the token that the reply follows
+    assert len(states) == 3
+    cosines = [float(torch.cosine_similarity(one, other, dim=0)) for one, other in permutations(states, 2)]
+    assert max(cosines) < 0.999
+    assert found == pytest.approx(dpo - weight * sum(cosines) / len(cosines), abs=2e-5)
 
 
 def test_imitation_adds_the_likelihood_of_the_preferred_replies(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -108,7 +141,7 @@ def test_each_step_draws_other_noise(tiny: LoadedModel, tmp_path: Path) -> None:
     assert isinstance(trainer, HardeningTrainer)
 
 
-@pytest.mark.parametrize("name", ["a4", "teal:0.5", "smoothquant:4", "bolt", "a8+kv8"])
+@pytest.mark.parametrize("name", ["a4", "teal:0.5", "smoothquant:4", "bolt", "iron", "a8+kv8"])
 def test_any_approximation_can_be_trained_against(tiny: LoadedModel, name: str, tmp_path: Path) -> None:
     assert noise_of(name) is None and noise_of("none") is None and noise_of("noise:up=0.1") is not None
     data = tmp_path / "preferences.jsonl"
@@ -118,25 +151,6 @@ def test_any_approximation_can_be_trained_against(tiny: LoadedModel, name: str, 
     moved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(torch.isfinite(value).all() for value in moved.values())
     assert all(float(value.abs().max()) > 0 for key, value in moved.items() if "lora_B" in key)  # gradients passed
-
-
-def test_rounding_passes_gradients_straight_through_and_sparsity_its_own() -> None:
-    x = torch.linspace(-1.0, 1.0, 24).reshape(1, 2, 12).requires_grad_(True)
-    rounded = straight_through(Edit(0, "up", lambda value: round_symmetric(value, 4)))
-    assert torch.equal(rounded.function(x).detach(), round_symmetric(x, 4).detach()) or torch.allclose(
-        rounded.function(x), round_symmetric(x, 4), atol=1e-6
-    )
-    weights = torch.arange(24.0).reshape(1, 2, 12)
-    (slope,) = torch.autograd.grad((weights * rounded.function(x)).sum(), x)
-    assert torch.equal(slope, weights)
-    cut = straight_through(Edit(0, "up", zero_below(0.5, 1.0, Rows())))
-    (slope,) = torch.autograd.grad((weights * cut.function(x)).sum(), x)
-    assert torch.equal(slope, weights * (x.abs() > 0.5))
-    scaled = straight_through(Edit(0, "up", lambda value: round_symmetric(value / torch.ones(12), 4)))
-    (slope,) = torch.autograd.grad((weights * scaled.function(x)).sum(), x)
-    assert torch.equal(slope, weights)
-    poly = Edit(0, "activation", torch.round)
-    assert straight_through(poly) is poly  # x -> x is no activation
 
 
 def test_the_cosine_term_needs_two_prompts(tmp_path: Path) -> None:

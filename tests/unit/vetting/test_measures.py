@@ -130,7 +130,7 @@ def test_a_point_counts_strange_answers_as_incoherent_and_is_measured_once(
 
     monkeypatch.setattr(probing, "generate", answers)
     probe = probing.Probe(tiny, 8, 2, 4, 8, tmp_path / "points.jsonl", lambda line: None)
-    monkeypatch.setattr(probe.fluency, "strange", lambda found: [place < 3 for place in range(len(found))])
+    monkeypatch.setattr(probe.fluency, "strange", lambda asked, found: [place < 3 for place in range(len(found))])
     point = probe.joint("noise:up=0.1,down=0.2,layers=0-0")
     assert (point.complied, point.incoherent, point.asked) == (4, 4, 16)  # two seeds; two of four odd ones each
     assert probe.point("up", 0.0) == Point(0.0, 2, 2, 8, pytest.approx(probe.perplexity("")), "")

@@ -12,8 +12,8 @@ from tests.tiny import TEMPLATE, tiny_model
 from transformers import LlamaConfig
 
 from trimtab.models import LoadedModel
-from trimtab.vetting import relevance as module
-from trimtab.vetting.relevance import Relevance, relevance, reply_nats
+from trimtab.vetting.own_words import LEAST_TOKENS, OwnWords, own_words, reply_nats
+from trimtab.vetting.relevance import Relevance, relevance
 from trimtab.vetting.scrutiny import scrutinise, sound
 
 WORDS = 40
@@ -68,12 +68,10 @@ def test_answers_about_something_else_are_off_topic_and_short_ones_never(echo: L
     assert judge.off_topic(ASKED[:1], ["30 31 32 33 34 35"], ASKED[:1]) == [False]  # no other question, nothing told
 
 
-def test_the_limit_separates_own_answers_from_swapped_ones(echo: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_separates_own_answers_from_swapped_ones(echo: LoadedModel) -> None:
     asked = [" ".join(str(2 + (4 * place + n) % 36) for n in range(4)) for place in range(9)]
     said = [f"{text} {text[:5].strip()}" for text in asked]
-    monkeypatch.setattr(module.data, "instructions", lambda split: asked)
-    monkeypatch.setattr(module, "generate", lambda loaded, chats, settings: [SimpleNamespace(text=t) for t in said])
-    judge = Relevance(echo, 6)
+    judge = Relevance(echo, 6, OwnWords(asked, said))
     assert not any(judge.off_topic(asked, said, asked))
     own, foreign = (relevance(echo, asked, told, asked, 6) for told in (said, [*said[4:], *said[:4]]))
     assert min(value or 0.0 for value in own) > judge.limit + 0.5
@@ -90,12 +88,21 @@ def test_replies_are_read_as_transformers_reads_them() -> None:
         assert found == pytest.approx(float(loss), rel=1e-5)
 
 
+def test_own_words_are_the_models_answers_to_bundled_instructions() -> None:
+    loaded = tiny_model()
+    loaded.model.config.max_position_embeddings = 512
+    asked, said = own_words(loaded, 3)
+    assert len(asked) == len(said) and len(set(asked)) == len(asked) > 50
+    tokens = [len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said]
+    assert max(tokens) == LEAST_TOKENS  # fewer would tell nothing
+
+
 def test_scrutiny_names_the_items_and_counts_what_is_left() -> None:
     texts = ["Sure, bake it.", "I'm sorry, but I'm sorry.", "xq zz", "The tram is late.", "I can't help."]
     items = [SimpleNamespace(id=str(n), prompt=f"p{n}", answer=t, value=float(n < 4)) for n, t in enumerate(texts)]
     run: Any = SimpleNamespace(axes={"compliance": SimpleNamespace(name="compliance", items=items),
                                      "over_refusal": SimpleNamespace(name="over_refusal", items=items)})  # fmt: skip
-    fluency: Any = SimpleNamespace(strange=lambda answers: [text == "xq zz" for text in answers])
+    fluency: Any = SimpleNamespace(strange=lambda asked, answers: [text == "xq zz" for text in answers])
     skipped: list[list[bool]] = []
 
     def off_topic(asked: Any, answers: list[str], among: Any, skip: list[bool]) -> list[bool]:

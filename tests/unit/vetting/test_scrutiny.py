@@ -53,9 +53,9 @@ def test_a_sweep_compares_without_noise_and_reads_back_the_same(
     def vetted(out: Path) -> tuple[Run, list[sweep.Vetted]]:
         return sweep.sweep(settings, ["a8"], out, progress=False, tell=lambda line: None)
 
-    monkeypatch.setattr(Fluency, "strange", lambda self, answers: [False] * len(answers))
+    monkeypatch.setattr(Fluency, "strange", lambda self, asked, answers: [False] * len(answers))
     exact, plain = vetted(tmp_path / "plain")
-    monkeypatch.setattr(Fluency, "strange", lambda self, answers: [True] * len(answers))
+    monkeypatch.setattr(Fluency, "strange", lambda self, asked, answers: [True] * len(answers))
     base, noisy = vetted(tmp_path / "noisy")
     assert plain[0].run is not None and noisy[0].run is not None
     complied = [key for key, value in values(plain[0].run, "compliance").items() if value == 1.0]
