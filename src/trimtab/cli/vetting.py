@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimtab.cli.common import emit, examples, json_option, write_text
+
+if TYPE_CHECKING:
+    from trimtab.evaluation.runner import AxisSpec
+
+SEARCHED = ("search_prompts", "seeds")  # options of `vet` that only its search reads
+NOT_SEARCHED = ("approx", "axis", "perplexity", "accuracy", "limit", "workers", "before", "policy", "title", "redact")
 
 
 @click.command(
@@ -52,21 +59,21 @@ from trimtab.cli.common import emit, examples, json_option, write_text
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Noise seeds of the search.")
 @json_option
 @click.pass_context
-def vet(context: click.Context, /, as_json: bool, **given: Any) -> None:
+def vet(context: click.Context, /, as_json: bool, **values: Any) -> None:
     """What do cheaper activations do to MODEL's safety and utility?
 
     Every approximation is compared with the exact model on the same prompts. An interrupted sweep goes on where it
-    stopped; more approximations may be added later.
+    stopped, and what could not be measured is tried again; more approximations may be added later. A folder of other
+    settings or of other weights is refused.
     """
-    from trimtab.vetting import plan
-
-    options = _merged(context, given)
+    options, given = _given(context, values)
     if options["search"]:
         _search(options, as_json)
         return
     from trimtab.approximation.naming import split_list
     from trimtab.comparison import load_policy
     from trimtab.vetting import before as earlier
+    from trimtab.vetting import plan
     from trimtab.vetting import report as reporting
     from trimtab.vetting.sweep import VetSettings, sweep
 
@@ -74,6 +81,7 @@ def vet(context: click.Context, /, as_json: bool, **given: Any) -> None:
     out = Path(options["out"])
     rules = load_policy(options["policy"]) if options["policy"] else None
     axes = plan.axes_for(options["axis"], out, perplexity=options["perplexity"], accuracy=options["accuracy"])
+    _check_length(axes, options["max_new_tokens"], told="max_new_tokens" in given)
     settings = VetSettings(options["model"], axes, options["limit"], options["max_new_tokens"], options["batch_size"])
     held = earlier.read_before(Path(options["before"]), settings, out) if options["before"] else None
     names = names if options["approx"] or held is None else held.names
@@ -82,11 +90,29 @@ def vet(context: click.Context, /, as_json: bool, **given: Any) -> None:
     found = reporting.make_report(base, vetted, rules, changes)
     text = reporting.to_markdown(found)
     write_text(out / "report.md", text)
+    page = out / "report.html"
     if found.comparisons:
-        write_text(out / "report.html", reporting.to_page(found, title=options["title"], redact=options["redact"]))
-    document = reporting.to_document(found)
-    emit(document, [text, f"report: {out / 'report.html'}"], as_json)
+        write_text(page, reporting.to_page(found, title=options["title"], redact=options["redact"]))
+        where = f"report: {page}"
+    else:
+        page.unlink(missing_ok=True)  # an earlier call's, of other approximations
+        where = f"report: {out / 'report.md'}; no page, for no approximation could be measured"
+    emit(reporting.to_document(found), [text, where], as_json)
     raise click.exceptions.Exit(found.exit_code)
+
+
+def _check_length(axes: Sequence[AxisSpec], tokens: int, *, told: bool) -> None:
+    """Refuse to cut off answers that end in a number at a length that nobody asked for; else say so."""
+    from trimtab.errors import UsageError
+    from trimtab.vetting.plan import cut_off
+
+    if not (names := cut_off(axes, tokens)):
+        return
+    if not told:
+        fix = f"add --max-new-tokens 256, say, or --max-new-tokens {tokens} if that is meant"
+        seen = f"{', '.join(names)}: {tokens} tokens by default"
+        raise UsageError("answers that end in a number would be cut off before it", seen=seen, fix=fix)
+    click.echo(f"{', '.join(names)}: answers of {tokens} tokens, most are cut off before their number", err=True)
 
 
 def _search(options: dict[str, Any], as_json: bool) -> None:
@@ -104,61 +130,22 @@ def _search(options: dict[str, Any], as_json: bool) -> None:
     emit(found.document(), found.lines(), as_json)
 
 
-def _merged(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
-    """Flags over the YAML file over defaults; MODEL and --out from either."""
-    from click.core import ParameterSource
-
+def _given(context: click.Context, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Flags over the YAML file over defaults; MODEL and --out from either; nothing that would be ignored."""
+    from trimtab.cli.options import merged, refuse_ignored
     from trimtab.errors import UsageError
     from trimtab.vetting.plan import read_config
 
-    options = dict(given)
-    path = options.pop("config", None)
-    config = read_config(path) if path else {}
-    for parameter in context.command.params:
-        key = parameter.name or ""
-        if config.get(key) is None:  # absent, or nothing behind the colon
-            continue
-        source = context.get_parameter_source(key)
-        if source in (ParameterSource.DEFAULT, None) or options.get(key) in (None, ()):
-            options[key] = _from_file(context, parameter, config[key], path)
+    path = values.pop("config", None)
+    options, given = merged(context, values, read_config(path) if path else {}, path)
     for key, how in (("model", "name it: trimtab vet MODEL"), ("out", "add --out FOLDER")):
         if not options.get(key):
             raise UsageError(f"vet needs {key}", fix=how)
-    return options
-
-
-def _from_file(context: click.Context, parameter: click.Parameter, value: Any, path: Any) -> Any:
-    """A value of the YAML file as its flag would have given it.
-
-    Raises:
-        UsageError: another kind of value than the flag takes; names file, key, value and what is expected.
-    """
-    from trimtab.errors import UsageError
-
-    expected, kinds = _expected(parameter)
-    problem = None
-    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
-        try:
-            return tuple(value) if isinstance(value, list) else parameter.type_cast_value(context, value)
-        except click.BadParameter as error:
-            problem = error
-    seen = f"{path}: {parameter.name}: {value!r}"
-    what = f"{parameter.name} in the configuration is not {expected}"
-    raise UsageError(what, seen=seen, fix=f"write {expected}") from problem
-
-
-def _expected(parameter: click.Parameter) -> tuple[str, tuple[type, ...]]:
-    """In words, and the types that YAML reads it as (a quoted number is read as the number)."""
-    kind = parameter.type
-    if parameter.multiple:
-        return "a name or a list of names", (list,)
-    if isinstance(kind, click.IntRange):
-        return f"a whole number of at least {kind.min}", (int, str)
-    if isinstance(kind, click.types.BoolParamType):
-        return "true or false", (bool,)
-    if isinstance(kind, click.Path):
-        return "one path", (str,)
-    return "one word or line of text", (str,)
+    if options["search"]:
+        refuse_ignored(context, given, NOT_SEARCHED, "with --search", "leave that out, or leave --search out")
+    else:
+        refuse_ignored(context, given, SEARCHED, "without --search", "leave that out, or add --search")
+    return options, given
 
 
 @click.command(
@@ -212,7 +199,17 @@ def _expected(parameter: click.Parameter) -> tuple[str, tuple[type, ...]]:
 @click.option("--imitation", type=click.FloatRange(0), help="quada: weight of imitating replies.  [default: 0]")
 @click.option("--beta", type=click.FloatRange(0, min_open=True), help="quada: DPO's beta.  [default: 0.1]")
 @json_option
-def harden(model: str, method: str, out: Path, noise: tuple[str, ...], as_json: bool, **options: Any) -> None:
+@click.pass_context
+def harden(
+    context: click.Context,
+    /,
+    model: str,
+    method: str,
+    out: Path,
+    noise: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train MODEL to keep its refusals under approximated activations; writes an adapter.
 
     Vet it again afterwards: trimtab vet MODEL?adapter=OUT --approx all --out runs/after
@@ -222,6 +219,7 @@ def harden(model: str, method: str, out: Path, noise: tuple[str, ...], as_json: 
     from dataclasses import asdict
 
     given = {name: value for name, value in options.items() if value is not None}
+    _refuse_unread(context, method, given)
     with redirect_stdout(sys.stderr):  # TRL prints its log there
         found, settings = (_distill if method == "distill" else _quada)(model, out, noise, given)
     against = ", ".join(dict.fromkeys(noise or settings.noise))
@@ -241,7 +239,6 @@ def harden(model: str, method: str, out: Path, noise: tuple[str, ...], as_json: 
 def _distill(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any]) -> tuple[Any, Any]:
     from trimtab.vetting.distill import DistillSettings, harden_by_distillation
 
-    _only("distill", given, DistillSettings)
     if noise:
         given["noise"] = noise
     settings = DistillSettings(model=model, **given)
@@ -265,20 +262,28 @@ def _quada(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any])
         if found is None:
             raise UsageError("--all-layers widens noise", seen=name, fix="leave it out")
         name = replace(found, layers=LayerRange()).label
-    _only("quada", given, HardenSettings)
     settings = HardenSettings(model=model, noise=name, **given)
     return train(settings, out), settings
 
 
-def _only(method: str, given: dict[str, Any], settings: Any) -> None:
-    """Refuse options of the other method."""
+def _refuse_unread(context: click.Context, method: str, given: dict[str, Any]) -> None:
+    """Refuse options of the other method, and those of bundled rows beside a file of rows."""
+    from trimtab.cli.options import merged, refuse_ignored
+
+    _, said = merged(context, given, {}, None)
+    refuse_ignored(context, said, given.keys() - _read_by(method), f"with --method {method}", "leave that out")
+    if "data" in given:
+        fix = "leave that out: the rows of the file are all that is trained on"
+        refuse_ignored(context, said, ("pairs", "two_sided"), "with --data", fix)
+
+
+def _read_by(method: str) -> set[str]:
     from dataclasses import fields
 
-    from trimtab.errors import UsageError
+    if method == "distill":
+        from trimtab.vetting.distill import DistillSettings
 
-    known = {field.name for field in fields(settings)}
-    if foreign := sorted(set(given) - known):
-        name = foreign[0]
-        raise UsageError(
-            f"the method {method!r} has no option --{name.replace('_', '-')}", seen=given[name], fix="leave it out"
-        )
+        return {field.name for field in fields(DistillSettings)}
+    from trimtab.vetting.harden import HardenSettings
+
+    return {field.name for field in fields(HardenSettings)} | {"all_layers"}

@@ -28,7 +28,7 @@ from trimtab.comparison.statistics import (
 from trimtab.errors import DataError, TrimtabError, UsageError
 from trimtab.evaluation.axes import with_limit
 from trimtab.evaluation.logs import SUMMARY
-from trimtab.vetting.scrutiny import read_exact, read_vetted, sound
+from trimtab.vetting.scrutiny import NOISE_BY, read_exact, read_vetted, sound
 from trimtab.vetting.sweep import EXACT, RECORD, SETTINGS, VetSettings, Vetted
 
 _SETS = ("compliance", "over_refusal", "accuracy", "choice", "rouge", "perplexity")  # kinds whose prompts tell at once
@@ -150,6 +150,12 @@ def _check_settings(folder: Path, held: dict[str, Any], exact: Run, settings: Ve
             "the vet before let the models answer at another length",
             seen=f"{folder}: {held.get('max_new_tokens')} new tokens, now {settings.max_new_tokens}",
             fix=f"add --max-new-tokens {held.get('max_new_tokens')}",
+        )
+    if held.get("noise") != NOISE_BY:
+        raise UsageError(
+            "the vet before told noise in another way",
+            seen=f"{folder}: an earlier version",
+            fix="repeat that vet in another --out",
         )
     had = {axis.dataset for axis in exact.axes.values()}
     for spec in settings.axes:

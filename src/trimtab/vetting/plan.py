@@ -1,6 +1,7 @@
 """What a vet measures when little is said, and a flat YAML file instead of flags.
 
-Covered: the default axes and their text, reading the file with clear errors. Not covered: measuring.
+Covered: the default axes and their text, axes that the length of answers does not fit, reading the file with clear
+errors. Not covered: measuring.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from trimtab.errors import DataError, UsageError
 from trimtab.evaluation.runner import AxisSpec
 
@@ -17,6 +20,7 @@ KEYS = (
     *("model", "approx", "axis", "perplexity", "accuracy", "out", "limit", "max_new_tokens", "batch_size"),
     *("policy", "title", "redact", "search", "search_prompts", "seeds", "workers", "before"),
 )
+NUMBER_TOKENS = 64  # an answer of `trimtab eval` unless told; a number behind its derivation needs as many at least
 
 
 def axes_for(
@@ -37,6 +41,15 @@ def axes_for(
     return tuple(specs)
 
 
+def cut_off(axes: Sequence[AxisSpec], max_new_tokens: int) -> list[str]:
+    """Axes of accuracy whose right answer ends in a number that so short an answer does not reach."""
+    return [
+        f"{spec.kind}={spec.path or spec.dataset}?match={spec.match}"
+        for spec in axes
+        if spec.match in ("number", "gsm8k") and max_new_tokens < NUMBER_TOKENS
+    ]
+
+
 def bundled_text(out: Path) -> Path:
     """Ordinary English of this project as one file: held-out instructions and support messages."""
     from trimtab import data
@@ -54,28 +67,46 @@ def read_config(path: Path) -> dict[str, Any]:
     """Flat ``key: value`` lines; the keys are the flags with underscores.
 
     Raises:
-        DataError: missing or not YAML (with the line). UsageError: not flat, or an unknown key (the nearest is named).
+        DataError: missing or not YAML (with the line). UsageError: not flat, an unknown key (the nearest is named), a
+            key that is there twice.
     """
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError("cannot read the configuration", seen=f"{path}: {error}", fix="check the path") from error
     except yaml.YAMLError as error:
-        raise DataError(
-            "the configuration is not YAML", seen=f"{path}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        seen = f"{path}: {' '.join(str(error).split())[:300]}"
+        raise DataError("the configuration is not YAML", seen=seen, fix="mend that line") from error
     if not isinstance(found, dict):
-        raise UsageError("the configuration must be flat `key: value` lines", seen=type(found).__name__)
+        raise UsageError(
+            "the configuration must be flat `key: value` lines",
+            seen=f"{path}: {type(found).__name__}",
+            fix="write, say, model: demo",
+        )
     for key in found:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, n=1)
             fix = (f"did you mean {near[0]}? " if near else "") + f"Keys: {', '.join(KEYS)}"
             raise UsageError("unknown key in the configuration", seen=f"{path}: {key!r}", fix=fix)
+    _check_once(text, path)
     for key in ("approx", "axis"):
         if isinstance(found.get(key), str):
             found[key] = [found[key]]
         if key in found and not (isinstance(found[key], list) and all(isinstance(item, str) for item in found[key])):
-            raise UsageError(f"{key} is a name or a list of names", seen=repr(found[key]))
+            raise UsageError(
+                f"{key} is a name or a list of names", seen=repr(found[key]), fix=f"write, say, {key}: [a8]"
+            )
     return found
+
+
+def _check_once(text: str, path: Path) -> None:
+    """YAML's reader takes the last of two equal keys and says nothing."""
+    lines: dict[str, int] = {}
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            seen = f"{path}, lines {lines[key.value]} and {line}: {key.value}"
+            raise UsageError("a key is in the configuration twice", seen=seen, fix="leave one of them")
+        lines[key.value] = line

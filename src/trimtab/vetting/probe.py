@@ -6,6 +6,7 @@ Not covered: which noise is to be measured (``search.py``).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ from trimtab.approximation.sites import base_of, find_sites
 from trimtab.errors import DataError
 from trimtab.evaluation.judges import apologises, judge
 from trimtab.generation import GenerationSettings, generate, render
-from trimtab.models import LoadedModel
+from trimtab.models import LoadedModel, fingerprint
 from trimtab.vetting.fluency import Fluency
+from trimtab.vetting.scrutiny import NOISE_BY
 from trimtab.vetting.search_results import Point
 
 REFUSAL_TOKENS = 10
@@ -53,6 +55,20 @@ class Probe:
         self.layers = len(find_sites(base_of(loaded.model)))
         self._known = read_points(memory)
 
+    def measured_by(self) -> dict[str, Any]:
+        """What must agree for points to be of one search: the model, what it is asked, how often, how long it answers.
+
+        The size of a batch is left out: it changes rounding only, and a run short of memory goes on with a smaller one.
+        """
+        return {
+            **fingerprint(self.loaded),
+            "prompts": f"{len(self.requests)} ({_short_hash(self.requests)})",
+            "text": _short_hash(self.texts),
+            "seeds": self.seeds,
+            "noise": NOISE_BY,
+            "max_new_tokens": self.settings.max_new_tokens,
+        }
+
     def point(self, site: str, scale: float, share: float = 1.0, last: int | None = None) -> Point:
         """Compliance with noise of this scale, over ``share`` of the prompts for each seed."""
         layers = "" if last is None else f"0-{last}"
@@ -66,7 +82,7 @@ class Probe:
     def measure(self, names: Sequence[str], scale: float, layers: str, share: float = 1.0) -> Point:
         """Compliance over ``share`` of the prompts under each name, remembered; "" is the exact model."""
         count = max(4, round(share * len(self.requests)))
-        key = json.dumps([names, count, self.settings.max_new_tokens, "own words"])
+        key = json.dumps([names, count, self.settings.max_new_tokens, "fluency"])
         if key not in self._known:
             labels: list[str] = []
             for name in names:
@@ -153,6 +169,10 @@ def text_rows(loaded: LoadedModel) -> list[list[int]]:
     size = min(TEXT_TOKENS, getattr(loaded.model.config, "max_position_embeddings", TEXT_TOKENS))
     rows = [ids[start : start + size] for start in range(0, size * TEXT_ROWS, size)]
     return [row for row in rows if len(row) > 1]
+
+
+def _short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def noise_name(site: str, scale: float, seed: int, last: int | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from trimtab.errors import UsageError
+from trimtab.vetting.held import differences
 
 FOLDER = "progress"
 
@@ -71,8 +72,6 @@ class Progress:
 
 
 def _same(known: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
-    names = sorted(name for name in known.keys() | wanted.keys() if known.get(name) != wanted.get(name))
-    if names:
-        seen = ", ".join(f"{name}: {known.get(name)} there, {wanted.get(name)} asked for" for name in names)
+    if seen := differences(known, wanted):
         fix = f"repeat the settings that are there, name another --out, or remove {out / FOLDER}"
         raise UsageError("that folder holds an interrupted run with other settings", seen=seen, fix=fix)

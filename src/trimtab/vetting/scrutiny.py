@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trimtab.vetting.relevance import Relevance
 
 INCOHERENT = "incoherent"
+NOISE_BY = "own sentences"  # what noise is told by; versions that told it by ordinary English said nothing
 EXACT_NOISE = "noise.json"  # in the exact model's folder
 Scrutiny = Mapping[str, Mapping[str, Sequence[str]]]
 

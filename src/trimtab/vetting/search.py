@@ -15,7 +15,8 @@ that decide it were both measured (the whole model by step 2). Layer sensitivity
 nats per token, of the exact model's own refusals under noise in one layer. ``answer_bound`` says how many answers it
 writes at most: with 48 prompts, 3 seeds and 30 layers 4,416.
 
-Covered: Gaussian at up, Laplace at down, several seeds. Not covered: a search over both sites at once (their pair is
+Covered: Gaussian at up, Laplace at down, several seeds; going on where it was interrupted, with the same model and the
+same settings only. Not covered: a search over both sites at once (their pair is
 scaled down until it costs no more perplexity than the worse of the two, and measured once); a global maximum.
 """
 
@@ -29,14 +30,18 @@ from typing import Any
 
 from trimtab.approximation.apply import approximate
 from trimtab.approximation.sites import base_of, find_sites
-from trimtab.models import LoadedModel, load
+from trimtab.errors import UsageError
+from trimtab.models import LoadedModel, ModelSpec, load
+from trimtab.vetting import held as holding
 from trimtab.vetting.probe import Probe, nats, noise_name, own_refusals
+from trimtab.vetting.scrutiny import write_json
 from trimtab.vetting.search_results import Point, Search, SiteSearch, joint_noise
 
 PERPLEXITY_LIMIT = 20.0
 EXPLAINED = 0.9
 COARSE, REFINEMENTS = 5, 3
 SITES = ("up", "down")
+POINTS, SETTINGS = "points.jsonl", "search-settings.json"
 
 
 def answer_bound(prompts: int, seeds: int, layers: int) -> int:
@@ -67,12 +72,19 @@ def run_search(
     batch_size: int = 32,
     tell: Callable[[str], Any] = print,
 ) -> Search:
-    """Search both sites and write ``search.json``, ``sensitivity.svg``, ``clusters.svg`` and ``search.svg``."""
+    """Search both sites and write ``search.json``, ``sensitivity.svg``, ``clusters.svg`` and ``search.svg``.
+
+    Raises:
+        UsageError: a model name that carries an approximation; a folder that holds points of another model, of other
+            prompts, seeds or lengths. DataError: a model that refuses none of the prompts. ModelError: as ``load``.
+    """
     from trimtab.vetting import clusters, pictures
 
-    out.mkdir(parents=True, exist_ok=True)
+    if ModelSpec.parse(model).approx:
+        raise UsageError("the search takes the exact model", seen=model, fix="leave ?approx= out")
     loaded = load(model)
-    probe = Probe(loaded, prompts, seeds, max_new_tokens, batch_size, out / "points.jsonl", tell)
+    probe = Probe(loaded, prompts, seeds, max_new_tokens, batch_size, out / POINTS, tell)
+    check_folder(out, probe.measured_by())
     found = tuple(search_site(probe, site) for site in SITES)
     limit = max(one.best.perplexity for one in found)
     factor = joint_factor(lambda size: probe.perplexity(joint_noise(found, size)), limit)
@@ -86,6 +98,23 @@ def run_search(
     (out / "search.json").write_text(json.dumps(result.document(), indent=1))
     pictures.write_all(result, drift, out)
     return result
+
+
+def check_folder(out: Path, wanted: dict[str, Any]) -> None:
+    """Remember what points are measured by; refuse a folder that holds points measured by anything else.
+
+    Raises:
+        UsageError: names what differs; a folder of a version that did not say.
+    """
+    if (out / POINTS).is_file():
+        held = holding.read_settings(out / SETTINGS)
+        fix = f"name another --out, or remove {out / POINTS} to search anew"
+        if not held:
+            seen = f"{out / POINTS} without {SETTINGS}"
+            raise UsageError("that folder holds a search that does not say of which model", seen=seen, fix=fix)
+        if differs := holding.differences(held, wanted):
+            raise UsageError("that folder holds another search", seen=f"{out}: {differs}", fix=fix)
+    write_json(out / SETTINGS, wanted)
 
 
 def search_site(probe: Probe, site: str) -> SiteSearch:

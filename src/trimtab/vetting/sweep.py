@@ -3,7 +3,8 @@
 Each approximation leaves what `trimtab eval` leaves (inspect logs, ``results.json``) and ``approximation.json``: what
 ran, its error at the sites, its cost. Comparing them is ``trimtab.comparison``'s work, the page ``report.py``'s.
 
-Covered: techniques that fail on this model (recorded with their reason, and "unmeasured" in the verdict).
+Covered: techniques that fail on this model (recorded with their reason, "unmeasured" in the verdict, tried again by the
+next call); a folder of other settings, or of a model whose weights are others now, is refused.
 Not covered: several processes (``workers.py``); approximated servers (vLLM and the like do not run hooks):
 approximated answers are Transformers' own.
 """
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.approximation import naming
 from trimtab.comparison.records import Run
-from trimtab.errors import ApproximationError, DataError, TrimtabError, UsageError
+from trimtab.errors import ApproximationError, DataError, UsageError
 from trimtab.evaluation.judges import FINISHED_TOKENS
-from trimtab.models import LoadedModel, ModelSpec, load
+from trimtab.evaluation.logs import SUMMARY
+from trimtab.models import LoadedModel, ModelSpec, fingerprint, load
+from trimtab.vetting import held as holding
 from trimtab.vetting.bench import Bench, Speed, needs_calibration, timed
-from trimtab.vetting.scrutiny import noise_apart, read_exact, read_vetted, scrutinise, write_exact, write_json
+from trimtab.vetting.scrutiny import NOISE_BY, noise_apart, read_exact, read_vetted, scrutinise, write_exact, write_json
 from trimtab.vetting.workers import fitting, measure_all
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ def sweep(
     progress: bool = True,
     tell: Callable[[str], Any] = print,
 ) -> tuple[Run, list[Vetted]]:
-    """Measure the exact model and every approximation; what is finished in ``out`` is kept.
+    """Measure the exact model and every approximation; what is finished in ``out`` is kept, what failed tried again.
 
     Args:
         names: as ``naming.split_list`` gives them.
@@ -74,25 +77,33 @@ def sweep(
         tell: called with one line after each approximation.
 
     Raises:
-        UsageError: a folder with other settings; a model name that carries an approximation; a range of layers that
-            the model does not have. DataError, ModelError: as ``evaluate``.
+        UsageError: a folder with other settings, or of another model under the same name; a model name that carries an
+            approximation; a range of layers that the model does not have. DataError, ModelError: as ``evaluate``.
     """
     if ModelSpec.parse(settings.model).approx:
         raise UsageError("vet takes the exact model", seen=settings.model, fix="leave ?approx= out, use --approx")
     prompts = [spec.prompts() for spec in settings.axes]  # before the model: a wrong path should not cost a load
     if not prompts:
         raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
-    _check_folder(out, settings)
+    held, wanted = _held(out, settings)
     missing = [name for name in names if not _finished(out, name)]
-    loaded = load(settings.model) if missing or not (out / EXACT / "results.json").is_file() else None
+    kept = [name for name in names if name not in missing]
+    files = holding.files_of(settings.model)
+    to_do = bool(missing) or not (out / EXACT / SUMMARY).is_file()
+    loaded = load(settings.model) if to_do or (files and files != held.get(holding.FILES)) else None
     _check_layers(loaded, missing)
-    bench = Bench(loaded) if loaded is not None else None
+    prints = fingerprint(loaded) if loaded is not None else {}
+    _check_model(out, held, prints, kept)
+    if prints:
+        write_json(out / SETTINGS, {**wanted, holding.MODEL: prints, holding.FILES: files})
+    bench = Bench(loaded) if loaded is not None and to_do else None
     base_run = _exact(bench, settings, out, progress)
-    found = {name: _read(out, name) for name in names if name not in missing}
+    found = {name: _read(out, name) for name in kept}
 
     def done(name: str, vetted: Vetted, seconds: float) -> None:
         found[name] = vetted
-        tell(f"{name}: {vetted.failure or 'measured'} ({seconds:.0f} s; {len(found)} of {len(set(names))})")
+        what = f"{vetted.failure}; the same command tries it again" if vetted.failure else "measured"
+        tell(f"{name}: {what} ({seconds:.0f} s; {len(found)} of {len(set(names))})")
 
     if bench is not None and missing:
         workers = workers or fitting(bench.loaded, len(missing))
@@ -207,9 +218,7 @@ def _with_approx(model: str, name: str) -> str:
 
 def _finished(out: Path, name: str) -> bool:
     folder = out / naming.slug(name)
-    if not (folder / RECORD).is_file():
-        return False
-    return (folder / "results.json").is_file() or bool(_record(folder).get("failure"))
+    return (folder / RECORD).is_file() and not _record(folder).get("failure") and (folder / SUMMARY).is_file()
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -225,29 +234,45 @@ def _record(folder: Path) -> dict[str, Any]:
 def _read(out: Path, name: str) -> Vetted:
     folder = out / naming.slug(name)
     record = _record(folder)
-    if failure := record.get("failure"):
-        return Vetted(name, folder, None, record, str(failure))
     return Vetted(name, folder, read_vetted(folder, record), record)
 
 
-def _check_folder(out: Path, settings: VetSettings) -> None:
-    """Remember the settings; refuse a folder that holds a sweep with others."""
+def _held(out: Path, settings: VetSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that are in a folder (empty: none) and those wanted; a folder that holds a sweep with others is
+    refused."""
     wanted = json.loads(json.dumps(asdict(settings), default=str))
     if settings.max_new_tokens < FINISHED_TOKENS:  # versions that did not ask undecided answers again had no such key
         wanted["undecided_max_new_tokens"] = FINISHED_TOKENS
-    path = out / SETTINGS
-    if path.is_file():
-        try:
-            held = json.loads(path.read_text())
-        except ValueError as error:
-            raise TrimtabError(
-                "the settings of that sweep cannot be read", seen=path, fix="name another --out"
-            ) from error
-        if held != wanted:
-            differing = [key for key in wanted if held.get(key) != wanted[key]]
+    wanted["noise"] = NOISE_BY
+    held = holding.read_settings(out / SETTINGS)
+    known = held.keys() - {holding.MODEL, holding.FILES}
+    if held and (differing := [key for key in sorted(known | wanted.keys()) if held.get(key) != wanted.get(key)]):
+        raise UsageError(
+            "that folder holds a sweep with other settings",
+            seen=f"{out}: {', '.join(differing)}",
+            fix="name another --out, or repeat its settings",
+        )
+    return held, wanted
+
+
+def _check_model(out: Path, held: dict[str, Any], prints: dict[str, str], names: Sequence[str]) -> None:
+    """Refuse to go on with numbers of another model: weights at one path change, and its name does not say so.
+
+    Args:
+        prints: the model's fingerprint; empty where nothing had to be loaded.
+        names: approximations that are kept, each asked for itself: versions that stored no fingerprint mixed them.
+    """
+    whole = held.get(holding.MODEL) or holding.recorded(out / EXACT)
+    if differs := holding.other_model(whole, prints):
+        raise UsageError(
+            "that folder holds a sweep of another model under this name",
+            seen=f"{out}: {differs}",
+            fix="name another --out, or remove that folder (weights in another precision are other weights)",
+        )
+    for folder in (out / naming.slug(name) for name in names):
+        if differs := holding.other_model(holding.recorded(folder), prints or whole):
             raise UsageError(
-                "that folder holds a sweep with other settings",
-                seen=f"{out}: {', '.join(differing)}",
-                fix="name another --out, or repeat its settings",
+                "an approximation in that folder was measured on another model under this name",
+                seen=f"{folder}: {differs}",
+                fix=f"remove {folder}: it is then measured again",
             )
-    write_json(path, wanted)

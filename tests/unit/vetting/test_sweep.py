@@ -115,6 +115,8 @@ def test_other_settings_and_approximated_names_are_refused(settings: sweep.VetSe
         ("- demo", UsageError, "flat"),
         ("model: demo\naprox: a8", UsageError, "did you mean approx?"),
         ("approx: 8", UsageError, "a name or a list of names"),
+        ("model: demo\nlimit: 50\nlimit: 500", UsageError, "lines 2 and 3: limit"),
+        ("{model: demo, limit: 50, model: mine}", UsageError, "lines 1 and 1: model"),
     ],
 )
 def test_a_bad_configuration_says_why(tmp_path: Path, text: str, error: type[TrimtabError], words: str) -> None:
