@@ -6,15 +6,15 @@ from trimtab.errors import UsageError
 from trimtab.models import ModelSpec
 
 
-def require_exact(name: str, verb: str) -> None:
+def require_exact(name: str, verb: str, instead: str = "") -> None:
     """Refuse a name with an approximation.
 
     Args:
         name: a model name as the user wrote it.
-        verb: the command, for the message.
+        verb: the command, for the message. instead: what to write there, if anything.
 
     Raises:
         UsageError: where it carries ``?approx=``.
     """
     if ModelSpec.parse(name).approx:
-        raise UsageError(f"{verb} takes the exact model", seen=name, fix="leave approx= out of the name")
+        raise UsageError(f"{verb} takes the exact model", seen=name, fix=f"leave approx= out of the name{instead}")

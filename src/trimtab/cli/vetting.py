@@ -72,12 +72,14 @@ def vet(context: click.Context, /, as_json: bool, **values: Any) -> None:
         return
     from trimtab.approximation.naming import split_list
     from trimtab.comparison import load_policy
+    from trimtab.exact_model import require_exact
     from trimtab.vetting import before as earlier
     from trimtab.vetting import plan
     from trimtab.vetting import report as reporting
     from trimtab.vetting.sweep import VetSettings, sweep
 
     names = split_list(options["approx"] or ["all"])
+    require_exact(options["model"], "vet", ", use --approx")  # before anything is written
     out = Path(options["out"])
     rules = load_policy(options["policy"]) if options["policy"] else None
     axes = plan.axes_for(options["axis"], out, perplexity=options["perplexity"], accuracy=options["accuracy"])
@@ -227,11 +229,12 @@ def harden(
     held = (
         [f"exact, {size.drift:.3f} nats a token from {model}, at {size.scale:.0%} of its trained size"] if size else []
     )
+    name = f"{model}{'&' if '?' in model else '?'}adapter={found.folder}"
     lines = [
         f"hardened {model} against {against}: {found.steps} steps on {found.rows} rows, mean loss {found.loss:.3f}, "
         f"{found.seconds:.0f} s",
         *held,
-        f"adapter in {found.folder}; vet it: trimtab vet '{model}?adapter={found.folder}' --approx all --out FOLDER",
+        f"adapter in {found.folder}; vet it: trimtab vet '{name}' --approx all --out FOLDER",
     ]
     emit({**asdict(found), "method": method, "settings": asdict(settings)}, lines, as_json)
 

@@ -5,8 +5,9 @@ For a linear layer ``y = x W^T`` the gradient of a loss with respect to ``W`` is
 through the activations give ``D`` and ``X`` for every layer; no weight gradient is formed.
 
 Covered: ``nn.Linear`` (LoRA's A and B are such), ``nn.Embedding``, weights that are tied or used more than once; every
-other trainable parameter (norms, biases, stacked experts) as a dense gradient.
-Not covered: what is done with the gradient (``surgery.py``), which text it is taken on (``tuning/``).
+other trainable parameter (norms, biases, stacked experts, a weight used without its module) as a dense gradient.
+Not covered: one weight used both through its module and without it (the second use is not seen), what is done with the
+gradient (``surgery.py``), which text it is taken on (``tuning/``).
 """
 
 from __future__ import annotations

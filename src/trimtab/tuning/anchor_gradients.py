@@ -1,7 +1,7 @@
 """The gradient of the anchors' loss where a rule decides after the forward pass whether it wants one.
 
 Covered: dense blocks by autograd; in full fine-tuning on whole parameters the factors of large blocks instead, so that
-no second copy of the parameters is needed; float16's loss scale; FSDP2 (by ``distributed.py``).
+no second copy of the parameters is needed; float16's loss scale; shards and an engine's partitions, always whole.
 Not covered: rules that always take it as factors (``half.factored_gradient``), what is done with it (``rules.py``).
 """
 
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from trimtab.gradients.direction import Direction
 from trimtab.gradients.factors import Record, recorded
-from trimtab.gradients.sharding import is_sharded
-from trimtab.tuning.distributed import gradients_by_backward
-from trimtab.tuning.half import dense_gradients, recorded_gradient
-from trimtab.tuning.rules import Step
+from trimtab.tuning.half import recorded_gradient
+from trimtab.tuning.rules import Step, gradients_of
 
 LEAST_TOKENS = 64  # a look at the anchors has more; a matrix that is not larger than so many factors is kept dense
 
@@ -39,9 +37,7 @@ def direction_of(loss: Tensor, step: Step, record: Record | None) -> Direction:
         record: of the forward pass that gave the loss (``watched``).
     """
     if record is None:
-        if any(is_sharded(parameter) for parameter in step.parameters.values()):
-            return Direction(gradients_by_backward(loss, step.parameters))
-        return Direction(dense_gradients(loss, step.parameters))
+        return Direction(gradients_of(loss, step.parameters))
     found = recorded_gradient(record, loss)
     dense, factored = dict(found.dense), {}
     for name, factors in found.factored.items():

@@ -18,6 +18,7 @@ from trimtab import models
 from trimtab.approximation.apply import active_label
 from trimtab.approximation.sites import base_of
 from trimtab.errors import ModelError, UsageError
+from trimtab.exact_model import require_exact
 from trimtab.models import LoadedModel
 from trimtab.vetting.shrink import Shrunk
 
@@ -45,11 +46,10 @@ def check_start(model: str, out: Path, loaded: LoadedModel | None) -> None:
     """
     if (out / WEIGHTS).is_file():
         raise UsageError("that folder holds a finished adapter", seen=out, fix="name another --out")
+    require_exact(model, "harden", ", use --noise")
     spec = models.ModelSpec.parse(model)
-    label = active_label(loaded.model) if loaded is not None else ""
-    if spec.approx or label:
-        fix = "leave ?approx= out, use --noise"
-        raise UsageError("harden takes the exact model", seen=model if spec.approx else label, fix=fix)
+    if loaded is not None and (label := active_label(loaded.model)):
+        raise UsageError("harden takes the exact model", seen=label, fix="leave its approximation first")
     adapted = spec.adapter or (Path(spec.location) / "adapter_config.json").is_file()
     if adapted or (loaded is not None and base_of(loaded.model) is not loaded.model):
         fix = "merge it first: trimtab convert"

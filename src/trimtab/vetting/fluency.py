@@ -16,6 +16,7 @@ answers to the bundled questions is a judge of that language.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,11 @@ class Fluency:
             [value for value in nats if value is not None and math.isfinite(value)], dtype=torch.float64
         )
         self.limit = float(torch.quantile(told, SHARE)) if len(told) else math.inf
+        if not len(told):
+            print(
+                f"warning: the exact model writes no answer of {LEAST_TOKENS} tokens: noise is not told from language",
+                file=sys.stderr,
+            )
 
     def strange(self, asked: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """For each answer to its question, whether it is stranger than a sentence out of place."""

@@ -31,7 +31,8 @@ from typing import Any
 from trimtab.approximation.apply import approximate
 from trimtab.approximation.sites import base_of, find_sites
 from trimtab.errors import UsageError
-from trimtab.models import LoadedModel, ModelSpec, load
+from trimtab.exact_model import require_exact
+from trimtab.models import LoadedModel, load
 from trimtab.vetting import held as holding
 from trimtab.vetting.probe import Probe, nats, noise_name, own_refusals
 from trimtab.vetting.scrutiny import write_json
@@ -80,8 +81,7 @@ def run_search(
     """
     from trimtab.vetting import clusters, pictures
 
-    if ModelSpec.parse(model).approx:
-        raise UsageError("the search takes the exact model", seen=model, fix="leave ?approx= out")
+    require_exact(model, "the search")
     loaded = load(model)
     probe = Probe(loaded, prompts, seeds, max_new_tokens, batch_size, out / POINTS, tell)
     check_folder(out, probe.measured_by())

@@ -23,7 +23,8 @@ from trimtab.comparison.records import Run
 from trimtab.errors import ApproximationError, DataError, UsageError
 from trimtab.evaluation.judges import FINISHED_TOKENS
 from trimtab.evaluation.logs import SUMMARY
-from trimtab.models import LoadedModel, ModelSpec, fingerprint, load
+from trimtab.exact_model import require_exact
+from trimtab.models import LoadedModel, fingerprint, load
 from trimtab.vetting import held as holding
 from trimtab.vetting.bench import Bench, Speed, needs_calibration, timed
 from trimtab.vetting.scrutiny import NOISE_BY, noise_apart, read_exact, read_vetted, scrutinise, write_exact, write_json
@@ -80,8 +81,7 @@ def sweep(
         UsageError: a folder with other settings, or of another model under the same name; a model name that carries an
             approximation; a range of layers that the model does not have. DataError, ModelError: as ``evaluate``.
     """
-    if ModelSpec.parse(settings.model).approx:
-        raise UsageError("vet takes the exact model", seen=settings.model, fix="leave ?approx= out, use --approx")
+    require_exact(settings.model, "vet", ", use --approx")
     prompts = [spec.prompts() for spec in settings.axes]  # before the model: a wrong path should not cost a load
     if not prompts:
         raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")

@@ -259,13 +259,18 @@ def test_a_package_that_an_option_needs_is_named(monkeypatch: pytest.MonkeyPatch
 def test_a_lock_left_by_a_compilation_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As ``trimtab sft --deepspeed`` meets them: PyTorch would wait without end. One that is held now is no fault."""
+    """PyTorch would wait for it without end. One that is held now is no fault."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     left, held = tmp_path / "left" / "lock", tmp_path / "held" / "lock"
     for lock in (left, held):
         lock.parent.mkdir()
         lock.touch()
     os.utime(left, (0, 0))
-    sft._warn_of_left_locks()
+    recipe = Path(__file__).parents[3] / "recipes" / "deepspeed" / "zero2.json"
+    flags = ["--model_name_or_path", "demo?approx=a8", "--dataset_name", "d", "--output_dir", str(tmp_path / "new")]
+    with pytest.raises(UsageError, match="takes the exact model"):  # the run goes no further
+        sft.run([*flags, "--deepspeed", str(recipe)])
     said = capsys.readouterr().err
     assert str(left) in said and "delete it" in said and str(held) not in said

@@ -75,7 +75,7 @@ def test_what_is_further_away_than_its_own_sentences_out_of_place_is_strange(cou
 
 
 def test_a_model_without_finite_numbers_finds_everything_strange(
-    counting: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    counting: LoadedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = OwnWords(ASKED, [_counting_from(start + 1) for start in range(WORDS)])
     judge = fluency.Fluency(counting, 8, own)
@@ -85,7 +85,9 @@ def test_a_model_without_finite_numbers_finds_everything_strange(
 
     monkeypatch.setattr(_Counts, "__call__", broken)
     assert judge.strange(["0"], [_counting_from(1)]) == [True]
+    assert not capsys.readouterr().err
     assert fluency.Fluency(counting, 8, own).limit == math.inf
+    assert "noise is not told" in capsys.readouterr().err
 
 
 def test_broken_refusals_are_told_from_answers() -> None:
