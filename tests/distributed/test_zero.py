@@ -28,7 +28,8 @@ pytest.importorskip("deepspeed")
 
 CASES = {
     "keel": Case("keel", {"margin": 0.005, "settle_rounds": 4}, tolerance=5e-4),
-    "keel-lora": Case("keel", {"margin": 1e-5, "settle_rounds": 4}, lora=True, tolerance=1e-4),
+    # At a margin of 1e-5 the excess is of the size of float32's rounding of the loss, which would set the step.
+    "keel-lora": Case("keel", {"margin": 1e-4, "settle_rounds": 4}, lora=True, tolerance=1e-4),
 }
 
 

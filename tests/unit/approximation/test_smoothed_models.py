@@ -96,7 +96,7 @@ def output_error(layer: Any, site: Site, x: Tensor, scale: Tensor, bits: int) ->
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("site", ["attn_in", "up"])
 def test_learnt_scales_strictly_improve_where_channels_stand_out(site: Site, bits: int) -> None:
-    """Upon plain rounding several times over, on other rows too; upon their start a little, at 4 bits not surely."""
+    """Upon plain rounding several times over, and upon their start by 1 to 20 %; on other rows too."""
     model = outliers(family("llama"))
     layers = find_sites(model)
     calibration, held_out = (collect(model, layers, token_rows(24, 16, seed=seed)) for seed in (1, 2))
@@ -111,11 +111,12 @@ def test_learnt_scales_strictly_improve_where_channels_stand_out(site: Site, bit
             output_error(layer, site, fitted, scale, bits) for scale in (torch.ones_like(start), start, learnt)
         )
         assert after < 0.3 * plain, (plain, after)
-        assert after < before if bits == 8 else after <= before, (before, after)
-        plain, after = (
-            output_error(layer, site, held_out.inputs[key], scale, bits) for scale in (torch.ones_like(start), learnt)
+        assert after < 0.99 * before, (before, after)
+        plain, before, after = (
+            output_error(layer, site, held_out.inputs[key], scale, bits)
+            for scale in (torch.ones_like(start), start, learnt)
         )
-        assert after < 0.3 * plain, (plain, after)
+        assert after < 0.3 * plain and after < 0.99 * before, (plain, before, after)
 
 
 def test_the_start_is_smoothquant_s_scale_at_one_half() -> None:
