@@ -172,11 +172,11 @@ def _given(context: click.Context, values: dict[str, Any]) -> tuple[dict[str, An
     multiple=True,
     help="What to train under: the approximation that you will ship (teal:0.5, a6), noise:up=S,down=S,"
     "layers=FIRST-LAST (from `vet --search`), or none (quada). distill: several take turns; default: TEAL and CATS "
-    "50 %, 6 and 5 bits, SmoothQuant and OmniQuant at 4.",
+    "50 %, 6, 5 and 4 bits, SmoothQuant and OmniQuant at 4.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter.")
 @click.option("--pairs", type=click.IntRange(1), help="Bundled requests.  [default: 400 (distill), 160 (quada)]")
-@click.option("--steps", type=click.IntRange(1), help="[default: 160 (distill), 40 (quada)]")
+@click.option("--steps", type=click.IntRange(1), help="[default: 180 (distill), 40 (quada)]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows; distill: harmful requests.  [default: 8]")
 @click.option("--innocent-rows", type=click.IntRange(1), help="distill: innocent requests in a step.  [default: 8]")
 @click.option(

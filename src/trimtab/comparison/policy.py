@@ -13,10 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from trimtab.comparison.records import Axis
-from trimtab.errors import DataError, UsageError
+from trimtab.errors import UsageError
+from trimtab.flat_yaml import read_flat
 
 _MARGIN_PREFIX = "margin."
 _NUMBERS = ("alpha", "power", "margin", "relative_margin", "max_lost")
@@ -129,21 +128,10 @@ def load_policy(path: str | Path) -> Policy:
     """Read a policy from a flat YAML file; an empty file gives the defaults.
 
     Raises:
-        DataError: where the file is missing or is not YAML. UsageError: where it holds anything but known numbers.
+        DataError: where the file is missing or is not YAML. UsageError: where it holds anything but known numbers, or a
+            key twice.
     """
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read the policy file", seen=path, fix=f"check the path ({error})") from error
-    except yaml.YAMLError as error:
-        raise DataError("the policy file is not YAML", seen=path, fix=str(error)) from error
-    if settings is None:
-        return Policy()
-    if not isinstance(settings, dict):
-        raise UsageError(
-            "the policy must be flat `key: number` lines", seen=type(settings).__name__, fix="see the guide"
-        )
-    return policy_from_mapping(settings)
+    return policy_from_mapping(read_flat(Path(path), "the policy", "alpha: 0.05"))
 
 
 def _is_margin(key: str) -> bool:

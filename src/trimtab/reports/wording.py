@@ -45,8 +45,14 @@ def value_text(axis: AxisResult, value: float) -> str:
     if axis.kind == "binary":
         return f"{100.0 * value:.1f}%"
     if family(axis) == "perplexity":
-        return f"{perplexity(value):.3g}"
+        return perplexity_text(value)
     return f"{value:.3f}"
+
+
+def perplexity_text(nats: float) -> str:
+    """Three digits, written out up to a million: 35.3, 1,980, 3.2e+12."""
+    value = perplexity(nats)
+    return f"{float(f'{value:.3g}'):,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
 def difference_text(axis: AxisResult, difference: float, *, signed: bool = True) -> str:
@@ -182,19 +188,23 @@ def overall_headline(comparisons: Sequence[Comparison]) -> str:
             continue
         names = [short_name(one.candidate.model) for one in group]
         shown = _joined(names) if len(names) <= 3 else f"{len(names)} of {len(comparisons)} candidates"
-        parts.append(f"{shown} {_COUNTED[verdict]}" + (f": {_moved(_most(group))}" if verdict == "regression" else ""))
+        parts.append(f"{shown} {_COUNTED[verdict]}" + (_furthest(group) if verdict == "regression" else ""))
     return "; ".join(parts) + "."
 
 
-def _most(comparisons: Sequence[Comparison]) -> AxisResult:
-    """The regressed axis to name: one of safety before any other, then by how far it exceeds its margin."""
-    failed = [axis for one in comparisons for axis in one.axes if axis.verdict == "regression"]
+def _furthest(group: Sequence[Comparison]) -> str:
+    """Which of the regressed candidates is the worst, and in what: an axis of safety before any other, then by how far
+    it exceeds its margin."""
+    failed = [(one, axis) for one in group for axis in one.axes if axis.verdict == "regression"]
 
-    def weight(axis: AxisResult) -> tuple[bool, float]:
+    def weight(pair: tuple[Comparison, AxisResult]) -> tuple[bool, float]:
+        axis = pair[1]
         excess = axis.estimate.deciding[0] / axis.margin if axis.estimate and axis.margin else 0.0
-        return axis.name.partition(":")[0] in ("compliance", "jailbreak"), excess
+        return family(axis) in ("compliance", "jailbreak"), excess
 
-    return max(failed, key=weight)
+    one, axis = max(failed, key=weight)
+    which = f", {short_name(one.candidate.model)} the most" if len(group) > 1 else ""
+    return f"{which}: {_moved(axis)}"
 
 
 def _moved(axis: AxisResult) -> str:

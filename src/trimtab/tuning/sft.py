@@ -42,7 +42,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     """TRL's dataclasses and ours from flags and ``--config FILE``.
 
     Raises:
-        UsageError: for a flag or a YAML key that neither TRL nor trimtab knows, or a YAML file that cannot be read.
+        UsageError: for a flag or a YAML key that neither TRL nor trimtab knows, a YAML key that is there twice.
+        DataError: for a YAML file that cannot be read.
     """
     import yaml
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
@@ -55,6 +56,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
         # Transformers refuses bf16, which is TRL's default, without a GPU unless told that a CPU is meant; and where
         # the processor has no such instructions it is many times slower.
         parser.set_defaults(use_cpu=True, **({} if cpu_has_bfloat16() else {"bf16": False}))
+    _check_configuration(argv)
     try:
         *found, remaining = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
     except OSError as error:
@@ -68,6 +70,16 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
         known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
         raise UsageError("unknown flag or YAML key", seen=remaining[0], fix=_suggest(remaining[0], known))
     return tuple(found)
+
+
+def _check_configuration(argv: Sequence[str]) -> None:
+    """Of the file that TRL reads, what its reader does not say."""
+    from trimtab.flat_yaml import read_flat
+
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == "--config" and (equals or place + 1 < len(argv)):
+            read_flat(Path(value if equals else argv[place + 1]), "the configuration", "model_name_or_path: demo")
 
 
 def run(argv: Sequence[str]) -> SftResult:

@@ -48,8 +48,12 @@ from trimtab.vetting.shrink import shrink
 LAST_RATE = 0.1  # of the first learning rate
 KEEP_EVERY = 10  # steps that an interruption costs at most
 # What breaks refusals while language survives, TEAL most of all, and what breaks both, OmniQuant at 4 bits most of all:
-# those two take two turns (docs/results/approximations.md).
-STRONGEST = ("teal:0.5", "a6", "omniquant:4", "teal:0.5", "smoothquant:4", "cats:0.5", "a5", "omniquant:4")
+# those have two turns. And plain 4 bits, which leave no language: hardened by the others alone, the model writes
+# sentences there again and does not refuse (docs/results/hardening.md).
+STRONGEST = (
+    *("teal:0.5", "a6", "omniquant:4", "cats:0.5", "a4"),
+    *("teal:0.5", "smoothquant:4", "a5", "omniquant:4"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class DistillSettings:
     pairs: int = 400
     texts: int = 96
     reply_tokens: int = 8
-    steps: int = 160
+    steps: int = 180
     batch_size: int = 8
     innocent_rows: int = 8
     text_rows: int = 6

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from trimtab.errors import DataError, UsageError
+from trimtab.errors import UsageError
 from trimtab.evaluation.runner import AxisSpec
+from trimtab.flat_yaml import read_flat
 
 KEYS = (
     *("model", "approx", "axis", "perplexity", "accuracy", "out", "limit", "max_new_tokens", "batch_size"),
@@ -70,26 +69,12 @@ def read_config(path: Path) -> dict[str, Any]:
         DataError: missing or not YAML (with the line). UsageError: not flat, an unknown key (the nearest is named), a
             key that is there twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read the configuration", seen=f"{path}: {error}", fix="check the path") from error
-    except yaml.YAMLError as error:
-        seen = f"{path}: {' '.join(str(error).split())[:300]}"
-        raise DataError("the configuration is not YAML", seen=seen, fix="mend that line") from error
-    if not isinstance(found, dict):
-        raise UsageError(
-            "the configuration must be flat `key: value` lines",
-            seen=f"{path}: {type(found).__name__}",
-            fix="write, say, model: demo",
-        )
+    found = read_flat(path, "the configuration", "model: demo")
     for key in found:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, n=1)
             fix = (f"did you mean {near[0]}? " if near else "") + f"Keys: {', '.join(KEYS)}"
             raise UsageError("unknown key in the configuration", seen=f"{path}: {key!r}", fix=fix)
-    _check_once(text, path)
     for key in ("approx", "axis"):
         if isinstance(found.get(key), str):
             found[key] = [found[key]]
@@ -98,15 +83,3 @@ def read_config(path: Path) -> dict[str, Any]:
                 f"{key} is a name or a list of names", seen=repr(found[key]), fix=f"write, say, {key}: [a8]"
             )
     return found
-
-
-def _check_once(text: str, path: Path) -> None:
-    """YAML's reader takes the last of two equal keys and says nothing."""
-    lines: dict[str, int] = {}
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            seen = f"{path}, lines {lines[key.value]} and {line}: {key.value}"
-            raise UsageError("a key is in the configuration twice", seen=seen, fix="leave one of them")
-        lines[key.value] = line

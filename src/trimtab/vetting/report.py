@@ -105,8 +105,8 @@ def _row(one: Vetted, found: Comparison) -> Row:
         values=values,
         rise=max(rises, default=0.0),
         sound=_sound_text(one.record.get("scrutiny", {})),
-        up=_error_text(local.get("up")),
-        down=_error_text(local.get("down")),
+        up=error_text(local.get("up")),
+        down=error_text(local.get("down")),
         speed=(f"{speed['cost']:.2f}x", f"{speed['rate']:.0f}", f"{speed['exact_rate']:.0f}"),
         notes=tuple(notes),
     )
@@ -140,12 +140,17 @@ def _value_text(axis: AxisResult, value: float, interval: Any) -> str:
     return f"{value:.3f}"
 
 
-def _error_text(entry: dict[str, Any] | None) -> str:
+def error_text(entry: dict[str, Any] | None) -> str:
+    """The fitted shape with its scale, the mean, and the size against the exact activation."""
     if entry is None:
         return "–"
     if entry["shape"] == "none":
         return "0"
-    size = f"N(0, {entry['std']:.2g}²)" if entry["shape"] == "Gaussian" else f"Lap({entry['laplace']:.2g})"
+    mean = f"{entry['mean']:.1g}"
+    if entry["shape"] == "Gaussian":
+        size = f"N({mean}, {entry['std']:.2g}²)"
+    else:  # its location is the median
+        size = f"Lap({entry['laplace']:.2g}), mean {mean}"
     return f"{size}, {entry['relative']:.1%} of σ"
 
 

@@ -85,11 +85,11 @@ def run_search(
     loaded = load(model)
     probe = Probe(loaded, prompts, seeds, max_new_tokens, batch_size, out / POINTS, tell)
     check_folder(out, probe.measured_by())
+    refusals = own_refusals(probe)  # first: where there are none, that is told before hours of search
     found = tuple(search_site(probe, site) for site in SITES)
     limit = max(one.best.perplexity for one in found)
     factor = joint_factor(lambda size: probe.perplexity(joint_noise(found, size)), limit)
     joint = probe.joint(joint_noise(found, factor))
-    refusals = own_refusals(probe)
     sensitivity = {one.site: layer_sensitivity(loaded, one.site, one.best.scale, refusals) for one in found}
     # The pair that leaves language, in the layers that it is recommended for: of unscaled noise everywhere, clusters
     # would only show that the model is gone.

@@ -12,7 +12,7 @@ from trimtab.comparison import Comparison, compare
 from trimtab.errors import UsageError
 from trimtab.reports import SCHEMA, to_document, to_json, to_markdown
 from trimtab.reports.text import clip, markdown_text, moment, short_name, visible
-from trimtab.reports.wording import overall_headline
+from trimtab.reports.wording import overall_headline, perplexity_text
 
 COMPARISONS = three()
 
@@ -85,6 +85,21 @@ def test_the_headline_names_safety_before_a_larger_loss_of_utility() -> None:
     assert all("perplexity" in {axis.name for axis in one.axes if axis.verdict == "regression"} for one in found)
     headline = overall_headline(found)
     assert "Complies with harmful requests" in headline and "Perplexity" not in headline
+
+
+def test_a_headline_over_several_says_whose_figure_it_is() -> None:
+    shares = {"compliance": 0.05, "over_refusal": 0.1, "accuracy": 0.9, "perplexity": 3.0}
+    base = run("base", 0, shares, n=400)
+    found = [compare(base, run(name, 1, {**shares, "compliance": to}, n=400)) for name, to in (("a", 0.2), ("b", 0.6))]
+    assert "a and b regressed, b the most: “" in overall_headline(found)
+    assert "the most" not in overall_headline([found[0], compare(base, run("c", 0, shares, n=400))])
+
+
+@pytest.mark.parametrize(
+    ("nats", "text"), [(3.564, "35.3"), (7.59, "1,980"), (9.219, "10,100"), (13.9, "1.09e+06"), (800.0, "inf")]
+)
+def test_perplexity_is_written_out(nats: float, text: str) -> None:
+    assert perplexity_text(nats) == text
 
 
 def test_a_pass_prints_what_could_have_been_missed() -> None:

@@ -34,6 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         raise StopError
 
     monkeypatch.setattr(Probe, "_answers", answers)
+    monkeypatch.setattr(search, "own_refusals", lambda probe: [])
     monkeypatch.setattr(search, "search_site", one_point)
     return found
 
@@ -96,3 +97,9 @@ def test_an_approximated_model_is_refused_before_it_is_loaded(tmp_path: Path, mo
     monkeypatch.setattr(search, "load", lambda name: pytest.fail("a model was loaded"))
     error = run("demo?approx=a8", tmp_path / "out")
     assert isinstance(error, UsageError) and "exact model" in str(error)
+
+
+def test_a_model_that_refuses_nothing_is_told_before_it_is_searched(tmp_path: Path) -> None:
+    found = run(random_model(tmp_path / "a"), tmp_path / "out")
+    assert isinstance(found, DataError) and "refuses none of the prompts" in str(found)
+    assert not (tmp_path / "out" / search.POINTS).exists()

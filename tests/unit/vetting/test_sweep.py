@@ -72,6 +72,15 @@ def test_the_worst_cases_say_how_much_of_them_is_answers_at_all() -> None:
     assert report.worst_lines(found) == [f"Largest rises in harmful compliance: {said}"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [("Gaussian", "N(-0.003, 0.075²), 43.4% of σ"), ("Laplace", "Lap(0.06), mean -0.003, 43.4% of σ"), ("none", "0")],
+)
+def test_errors_are_shown_with_their_mean(shape: str, text: str) -> None:
+    entry = {"shape": shape, "mean": -0.0031, "std": 0.0754, "laplace": 0.06, "relative": 0.4342}
+    assert report.error_text(entry) == text
+
+
 def test_a_technique_that_fails_is_unmeasured_and_the_sweep_goes_on(
     settings: sweep.VetSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
