@@ -15,7 +15,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
 
 from trimtab import data
@@ -140,11 +142,22 @@ def with_suffixes(loaded: LoadedModel, prompts: PromptSet, *, steps: int = 100, 
     settings = GCGConfig(
         num_steps=steps, search_width=width, topk=min(64, width), seed=0, verbosity="ERROR", use_prefix_cache=False
     )  # fmt: skip - its cache code predates the cache classes of today
-    made = []
-    for one in prompts.prompts:
-        found = run(loaded.model, loaded.tokenizer, [*one.messages], GCG_TARGET, settings)
-        made.append(replace(one, text=f"{one.text} {found.best_string}"))
+    made = [replace(one, text=f"{one.text} {_suffix(run, loaded, one, settings)}") for one in prompts.prompts]
     return _made(prompts, f"gcg-{steps}x{width}", made)
+
+
+def _suffix(run: Any, loaded: LoadedModel, one: Prompt, settings: Any) -> str:
+    """Optimised where it will stand: after the request and a space. nanogcg's settings of PyTorch are taken back."""
+    place = "{optim_str}"
+    if place in one.text:
+        raise UsageError(f"a prompt for GCG contains {place}, nanogcg's own mark", seen=one.id, fix="reword it")
+    messages = replace(one, text=f"{one.text} {place}").messages
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        with torch.random.fork_rng():
+            return str(run(loaded.model, loaded.tokenizer, messages, GCG_TARGET, settings).best_string)
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
 def transformed(

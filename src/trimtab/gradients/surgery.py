@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ def spf_algorithm1(task: Gradients, safety: SafetyGradient, rank: int = 20) -> S
         safety: the anchors' gradient at the same parameters.
         rank: k, the paper's 20.
     """
-    value = conflict(task, safety)
+    with full_precision_matmul():  # its sign decides
+        value = conflict(task, safety)
     norm = _norm(task)
     cosine = value / max(norm * safety.squared_norm() ** 0.5, 1e-30)
     if value >= 0:
@@ -147,22 +148,28 @@ def joint_step(losses: Tensor, gram: Tensor) -> Tensor:
 
 def full_precision_matmul() -> AbstractContextManager[None]:
     """No TF32 inside: with it, ``U^T G'`` is 1,000 times further from zero. The caller's setting is restored."""
-    return _matmul_precision("highest")
+    return _matmul_precision("ieee")
 
 
 def coarse_matmul() -> AbstractContextManager[None]:
     """TF32 inside, where the device has it: for inner products and moves, whose errors average out."""
-    return _matmul_precision("high")
+    return _matmul_precision("tf32")
 
 
 @contextmanager
 def _matmul_precision(wanted: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(wanted)
+    """Through PyTorch's switch for each backend: the older one for all of them raises where a caller (Transformers with
+    ``tf32: true``) has used these."""
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    inherited = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
     try:
+        for switch in switches:
+            switch.fp32_precision = wanted
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = "none" if value == inherited else value  # "none": as the setting above it
 
 
 def _dense_block(safety: SafetyGradient, name: str) -> Tensor:

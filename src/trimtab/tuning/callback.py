@@ -18,7 +18,7 @@ from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
 from trimtab.tuning.guard import SafetyGuard, innermost
 from trimtab.tuning.rules import Report, Rule
-from trimtab.tuning.state import load_state, save_state
+from trimtab.tuning.state import load_state, require_same_requests, save_state
 
 LOG_NAME = "guard.jsonl"
 ANCHORS_NAME = "guard_anchors.jsonl"  # with the aligned model's replies, for the next run's --guard_anchors
@@ -67,7 +67,10 @@ class SafetyGuardCallback(TrainerCallback):
         self.guard.total_steps = state.max_steps or None
         self._first_step = state.global_step
         if state.global_step > 0:
-            self.guard.load_state_dict(load_state(checkpoint_folder(args, state)))
+            kept = load_state(checkpoint_folder(args, state))
+            if self.anchors is not None:
+                require_same_requests(self.anchors, kept["anchors"])
+            self.guard.load_state_dict(kept)
         self._skipped = self.guard.counters.skipped
         self._handle = self.guard.install(optimizer)
         if args.output_dir and state.is_world_process_zero:

@@ -70,12 +70,17 @@ def load_state(folder: Path) -> dict[str, Any]:
     stored = record.pop("anchors")
     anchors = tuple(Anchor(**anchor) for anchor in stored.pop("anchors"))
     stored_tensors = load_file(folder / TENSORS)
+    held = SafetyAnchors(anchors=anchors, **stored)
+    if held.sha256 != record.pop("anchors_sha256", held.sha256):
+        raise GuardError(
+            "the guard's anchors in the checkpoint are damaged", seen=folder / RECORD, fix="use an earlier one"
+        )
     references = _under("reference.", stored_tensors)
     rule = _under("rule.", stored_tensors)
     kept = {side: _under(f"likely.{side}.", stored_tensors) for side in references}
     return {
         **record,
-        "anchors": SafetyAnchors(anchors=anchors, **stored),
+        "anchors": held,
         "references": references,
         "likely": {side: Likely(**parts) if parts else None for side, parts in kept.items()},
         "tensors": rule,
@@ -110,3 +115,19 @@ def unpack_gradient(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tens
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def require_same_requests(named: SafetyAnchors, kept: SafetyAnchors) -> None:
+    """Refuse to go on with other anchors than a run began with; the aligned model may have answered fewer than named.
+
+    Raises:
+        GuardError: where the checkpoint holds requests that are not among the named ones.
+    """
+    asked = {(anchor.side, anchor.request) for anchor in named.anchors}
+    other = [anchor.request for anchor in kept.anchors if (anchor.side, anchor.request) not in asked]
+    if other:
+        raise GuardError(
+            "the checkpoint was guarded with other anchors",
+            seen=f"{len(other)} of {len(kept.anchors)} requests in it are not among those named, such as {other[0]!r}",
+            fix="resume with the same --guard_anchors, or start a new run",
+        )

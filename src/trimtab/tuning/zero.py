@@ -71,7 +71,8 @@ def require_zero(rule: Any, parameters: Mapping[str, Tensor]) -> None:
 
     if rule.name not in RULES:
         fix = f"use one of {', '.join(RULES)}, or train with DDP or FSDP2"
-        raise GuardError("this rule does not work under DeepSpeed ZeRO", seen=rule.name, fix=fix)
+        why = "it changes gradients in place, and the engine keeps its own"
+        raise GuardError("this rule does not work under DeepSpeed ZeRO", seen=f"{rule.name}: {why}", fix=fix)
     if any(parameter.dtype == torch.float16 for parameter in parameters.values()):
         raise GuardError("the guard does not work under DeepSpeed in float16", fix='set "bf16": {"enabled": true}')
     name, parameter = next(iter(parameters.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from tests.tiny import tiny_model
 
 from trimtab.comparison import compare
 from trimtab.errors import DataError, UsageError
-from trimtab.evaluation import batching, crescendo, tasks
+from trimtab.evaluation import batching, crescendo, jailbreaks, tasks
 from trimtab.evaluation.datasets import Prompt, PromptSet
 from trimtab.evaluation.grading import gsm8k_answer, is_correct
 from trimtab.evaluation.jailbreaks import (
@@ -276,3 +277,27 @@ def test_rouge_by_the_library(tmp_path: Path, scripted: list[Any]) -> None:
     # answer: sure here is the cake number 0 (7 words), reference: 4 words, longest common subsequence 4
     assert item.value == pytest.approx(2 * (4 / 7) * 1.0 / (4 / 7 + 1.0))
     assert not math.isnan(item.value or math.nan)
+
+
+def test_a_suffix_is_optimised_where_it_is_asked_and_leaves_pytorch_as_it_was() -> None:
+    """nanogcg puts it right behind the last message where no place is marked, and turns deterministic kernels on."""
+    given: list[Any] = []
+
+    def run(model: Any, tokenizer: Any, messages: Any, target: str, settings: Any) -> Any:
+        given.append(messages)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(0)
+        return SimpleNamespace(best_string="x y")
+
+    loaded = tiny_model()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one = Prompt("1", "", "make a cake", history=(("user", "hi"), ("assistant", "yes")), opening="Sure")
+    assert jailbreaks._suffix(run, loaded, one, None) == "x y"
+    assert given[0][-2:] == [
+        {"role": "user", "content": "make a cake {optim_str}"}, {"role": "assistant", "content": "Sure"}
+    ]  # fmt: skip
+    assert not torch.are_deterministic_algorithms_enabled() and torch.equal(torch.rand(1), expected)
+    with pytest.raises(UsageError, match="own mark"):
+        jailbreaks._suffix(run, loaded, replace(one, text="say {optim_str}"), None)

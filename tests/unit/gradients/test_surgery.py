@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -203,14 +206,32 @@ def test_remove_direction_and_project_out_agree_for_one_column() -> None:
     assert torch.equal(remove_direction(g, torch.zeros(8)), g)
 
 
-def test_tf32_is_off_inside_and_restored() -> None:
-    from trimtab.gradients.surgery import full_precision_matmul
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with full_precision_matmul():
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "pass",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.backends.fp32_precision = 'tf32'",  # what Transformers does with tf32: true
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    ],
+)
+def test_tf32_is_off_inside_and_restored_however_it_was_set(asked: str) -> None:
+    """In a process of its own: PyTorch refuses one way of asking after the other."""
+    script = f"""
+import torch
+from trimtab.gradients.surgery import coarse_matmul, full_precision_matmul
+{asked}
+switches = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+before = [switch.fp32_precision for switch in switches]
+with full_precision_matmul():
+    assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+    with coarse_matmul():
+        assert [switch.fp32_precision for switch in switches] == ["tf32", "tf32"]
+    assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+assert [switch.fp32_precision for switch in switches] == before
+torch.backends.fp32_precision = "ieee"  # a later setting is not held back
+if "fp32_precision" in {asked!r} and "cuda" not in {asked!r}:
+    assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

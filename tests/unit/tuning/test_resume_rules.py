@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from torch import nn
 
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
+from trimtab.tuning import state
 from trimtab.tuning.guard import SafetyGuard
-from trimtab.tuning.state import load_state, save_state
+from trimtab.tuning.state import load_state, require_same_requests, save_state
 
 CASES = [
     ("spf", {"rank": 2, "rows": 1}),
@@ -102,3 +105,24 @@ def test_spf_resumed_between_refreshes_without_its_cached_gradient_is_refused() 
     again.guard.load_state_dict({**run.guard.state_dict(), "tensors": {}})
     with pytest.raises(GuardError, match="no cached"):
         again.train(2, 3)
+
+
+def test_a_run_goes_on_with_its_own_anchors_only() -> None:
+    """The aligned model may have answered fewer than were named; none may be new."""
+    require_same_requests(ANCHORS, replace(ANCHORS, anchors=ANCHORS.anchors[:1]))
+    other = replace(ANCHORS, anchors=(replace(ANCHORS.anchors[0], request="another thing"),))
+    with pytest.raises(GuardError, match=r"(?s)other anchors.*1 of 1 requests.*another thing"):
+        require_same_requests(ANCHORS, other)
+
+
+def test_anchors_that_were_changed_in_a_checkpoint_are_told(tmp_path: Path) -> None:
+    run = Run("keel", {"rows": 1, "answer_rows": 1}, lora=False)
+    run.train(0, 1)
+    save_state(tmp_path, run.guard.state_dict())
+    assert load_state(tmp_path)["anchors"] == run.guard.anchors
+    record = tmp_path / state.RECORD
+    content = json.loads(record.read_text())
+    content["anchors"]["anchors"][0]["reply"] = "gladly"
+    record.write_text(json.dumps(content))
+    with pytest.raises(GuardError, match="anchors in the checkpoint are damaged"):
+        load_state(tmp_path)

@@ -94,6 +94,16 @@ def test_spard_scales_each_tensor_by_its_own_norm_and_only_above_its_threshold()
     assert idle.counters.acted == 0 and SpardRule().tau == 0.2
 
 
+def test_lisa_refuses_a_run_that_would_only_align() -> None:
+    loaded = tiny_model()
+    guard = SafetyGuard(loaded, PUBLISHED, "lisa", align_steps=3, task_steps=2)
+    guard.total_steps = 3
+    optimizer = torch.optim.SGD(loaded.model.parameters(), lr=0.1)
+    guard.install(optimizer)
+    with pytest.raises(GuardError, match=r"(?s)never trained.*3 steps, 3 of alignment"):
+        optimizer.step()
+
+
 def test_lisa_alternates_and_pulls_towards_where_the_other_state_ended() -> None:
     loaded = tiny_model()
     guard = SafetyGuard(loaded, PUBLISHED, "lisa", align_steps=2, task_steps=2, rho=0.5, free_steps=0)

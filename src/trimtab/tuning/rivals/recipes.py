@@ -73,7 +73,11 @@ class Constrained(Recipe):
         return constrained.trainer_class()
 
     def before(self, trainer: Any, loaded: LoadedModel) -> None:  # noqa: ARG002
+        if trainer.args.packing:
+            fix = "packing: false"
+            raise UsageError("Constrained SFT weighs a token by its place in its own answer", seen="packing", fix=fix)
         if not hasattr(trainer.model, "disable_adapter"):
+            require_whole(trainer, "constrained")
             trainer.aligned = copy.deepcopy(trainer.model).eval().requires_grad_(False)
 
 
@@ -84,6 +88,7 @@ class SaLora(Recipe):
     rank: int = 10
 
     def before(self, trainer: Any, loaded: LoadedModel) -> None:
+        require_whole(trainer, "salora")
         salora.require_lora(trainer.model)
         if trainer.args.save_strategy != "no" or trainer.args.resume_from_checkpoint:
             raise UsageError(
@@ -111,6 +116,7 @@ class SafeLora(Recipe):
     projected: list[str] = field(default_factory=list)
 
     def before(self, trainer: Any, loaded: LoadedModel) -> None:  # noqa: ARG002 - a wrong base must not cost a run
+        require_whole(trainer, "safe-lora")
         if not lora_modules(trainer.model):
             raise GuardError("Safe LoRA is defined for LoRA only", fix="add --use_peft, or choose another guard")
         self._deltas = alignment_deltas(lora_modules(trainer.model), self.base)
@@ -131,12 +137,22 @@ class Resta(Recipe):
 
     base: str = ""
 
-    def before(self, trainer: Any, loaded: LoadedModel) -> None:  # noqa: ARG002
+    def before(self, trainer: Any, loaded: LoadedModel) -> None:  # noqa: ARG002 - a wrong base must not cost a run
+        require_whole(trainer, "resta")
         if hasattr(trainer.model, "peft_config"):
             fix = "train without --use_peft, or merge the adapter first (trimtab convert)"
             raise GuardError("RESTA changes the base weights, an adapter cannot hold that", fix=fix)
         self._base = base_state(self.base)
         self._aligned: dict[str, Tensor] = {n: p.detach().cpu().clone() for n, p in trainer.model.named_parameters()}
+        self._require_vector()
+
+    def _require_vector(self) -> None:
+        for name, weight in self._aligned.items():
+            if name not in self._base or self._base[name].shape != weight.shape:
+                raise GuardError(f"{self.base} has no weight {name} of this shape", seen=tuple(weight.shape))
+        if all(torch.equal(self._base[name].to(weight), weight) for name, weight in self._aligned.items()):
+            fix = "name the unaligned one"
+            raise GuardError("the model before alignment equals the aligned one", seen=self.base, fix=fix)
 
     def after(self, trainer: Any, loaded: LoadedModel) -> None:  # noqa: ARG002
         tuned = dict(trainer.model.named_parameters())
@@ -153,6 +169,18 @@ RECIPES: dict[str, Any] = {
     "safe-lora": SafeLora,
     "resta": Resta,
 }
+
+
+def require_whole(trainer: Any, guard: str) -> None:
+    """Refuse, before training, what reads or writes whole weights where a process holds parts of them.
+
+    Raises:
+        GuardError: under FSDP or DeepSpeed.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed"
+        fix = "train with DDP or on one device, or use another guard"
+        raise GuardError("this guard needs the whole weights in every process", seen=f"{guard} under {how}", fix=fix)
 
 
 def _with_reply(request: str) -> Any:

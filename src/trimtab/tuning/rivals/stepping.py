@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.anchors import SafetyAnchors
+from trimtab.errors import GuardError
 from trimtab.gradients.sharding import scalar
 from trimtab.tuning.rivals.common import anchor_gradient, clipped
 from trimtab.tuning.rules import Report, Step
@@ -135,6 +136,13 @@ class LisaRule:
             self._ends.setdefault(state, {})[name] = value
 
     def step(self, step: Step) -> Report:
+        if step.total is not None and step.total <= self.align_steps:
+            fix = "lower --guard_align_steps (the source: one step in ten), or train longer"
+            raise GuardError(
+                "every step of this run would be one of alignment: the task is never trained",
+                seen=f"{step.total} steps, {self.align_steps} of alignment first",
+                fix=fix,
+            )
         state = self.state_at(step.index)
         if step.index and (before := self.state_at(step.index - 1)) != state:
             self._ends[before] = {name: p.detach().cpu().clone() for name, p in step.parameters.items()}
