@@ -5,7 +5,7 @@
 LLaMA-Factory's ``run_exp`` takes callbacks from Python, not from its YAML; this file is the whole recipe. Not run where
 this project is tested: LLaMA-Factory 0.9.5 asks for Transformers 5.6.0 at most and trimtab for 5.24 or later, so it
 waits for a LLaMA-Factory that has caught up. The callback is the same that the tests run under Transformers' and TRL's
-trainers. DeepSpeed configurations are refused by the guard.
+trainers. Under DeepSpeed ZeRO `keel` works, other rules are refused.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.testing import CliRunner
 from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
@@ -294,3 +295,15 @@ def test_pages_are_written_whole_and_redacted(runs: Path, invoke: Invoke, tmp_pa
     assert "<title>Mine" in page.read_text() and text.read_text().startswith("# ")
     assert ANSWER not in page.read_text() and ANSWER not in done.out
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(("guard", "acted", "warned"), [("spf", 0, True), ("spf", 2, False), ("keel", 0, False)])
+def test_a_projection_that_never_acted_is_said(
+    guard: str, acted: int, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """keel that never acts has watched, and nothing drifted; a projection that never acts has done nothing at all."""
+    from trimtab.tuning import sft
+
+    monkeypatch.setattr(sft, "run", lambda argv: sft.SftResult("out", 9, 1.0, guard, acted, 3.0))
+    printed = CliRunner().invoke(cli.trimtab, ["sft"]).output
+    assert f"changed {acted} of 9" in printed and ("no conflict in any step" in printed) is warned

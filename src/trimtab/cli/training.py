@@ -11,6 +11,8 @@ import click
 
 from trimtab.cli.common import emit, examples, json_option
 
+PROJECTING = ("spf", "per-tensor", "a-gem", "pcgrad", "safegrad")  # act on a conflict, and only then
+
 
 @click.command(epilog=examples("trimtab demo", "trimtab demo --quick", "trimtab demo --out /tmp/demo --seed 1"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("trimtab-demo"), show_default=True)
@@ -76,5 +78,7 @@ def sft(help_all: bool, as_json: bool, arguments: tuple[str, ...]) -> None:
         f"guard {result.guard}: changed {result.acted} of {result.steps} steps",
         f"saved to {result.output_dir}",
     ]
+    if result.guard in PROJECTING and result.steps and not result.acted:
+        lines.append(f"warning: {result.guard} found no conflict in any step: this is what plain fine-tuning gives")
     if os.environ.get("RANK", "0") == "0":  # under torchrun and accelerate every process comes here
         emit(vars(result), lines, as_json)
