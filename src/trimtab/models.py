@@ -305,7 +305,8 @@ def _refuse_pickles(folder: Path) -> None:
 def _unfold_adapter_folder(spec: ModelSpec) -> ModelSpec:
     """A folder that is itself an adapter: take the base from its configuration."""
     folder = Path(spec.location)
-    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base = config.get("base_model_name_or_path")
     if not base:
         fix = f"name the base yourself: BASE?adapter={folder}"
         raise ModelError("that adapter does not say which base it belongs to", seen=folder, fix=fix)
@@ -314,7 +315,8 @@ def _unfold_adapter_folder(spec: ModelSpec) -> ModelSpec:
             "an adapter on an adapter is not supported", seen=spec, fix="merge the first one: trimtab convert"
         )
     inner = ModelSpec.parse(str(base))
-    return replace(spec, location=inner.location, adapter=str(folder), revision=spec.revision or inner.revision)
+    revision = spec.revision or inner.revision or config.get("revision")  # PEFT's own field: of the base
+    return replace(spec, location=inner.location, adapter=str(folder), revision=revision)
 
 
 def _attach_adapter(model: PreTrainedModel, adapter: str) -> Any:

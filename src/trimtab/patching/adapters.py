@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import GuardError, ModelError
 from trimtab.four_bits import keep_order
-from trimtab.models import LoadedModel, content_hash
+from trimtab.models import LoadedModel, ModelSpec, content_hash
 
 NAME = "patch"
 
@@ -230,7 +231,7 @@ def finish(bench: Workbench) -> Any:
     """
     from peft import LoraConfig
 
-    changes, base = bench.combined(), base_name(bench)
+    changes, base = bench.combined(), ModelSpec.parse(base_name(bench))
     ranks = {name.removeprefix("base_model.model."): change.A.shape[0] for name, change in changes.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     config = LoraConfig(
@@ -241,7 +242,8 @@ def finish(bench: Workbench) -> Any:
         alpha_pattern={name: rank for name, rank in ranks.items() if rank != common},
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
+        base_model_name_or_path=base.location,  # PEFT reads no query; dtype and device are the loader's choice
+        revision=base.revision,
     )
     model = bench.model
     for name in bench.given:
@@ -259,11 +261,26 @@ def finish(bench: Workbench) -> Any:
 
 
 def base_name(bench: Workbench) -> str:
-    """The name by which ``models.load`` finds the model under the adapters."""
-    for name in bench.given:
-        if known := bench.model.peft_config[name].base_model_name_or_path:
-            return str(known)
-    return bench.loaded.name.partition("?adapter=")[0]
+    """The name by which ``models.load`` finds the model under the adapters, as the user wrote it but for the adapter.
+
+    Where the name is that of an adapter folder, its configuration names the base.
+    """
+    location, _, query = bench.loaded.name.partition("?")
+    spec = ModelSpec.parse(bench.loaded.name)
+    if spec.adapter is None:
+        for name in bench.given:
+            config = bench.model.peft_config[name]
+            if known := config.base_model_name_or_path:
+                return with_revision(str(known), spec.revision or config.revision)
+    rest = "&".join(part for part in query.split("&") if part.partition("=")[0] != "adapter")
+    return f"{location}?{rest}" if rest else location
+
+
+def with_revision(name: str, revision: str | None) -> str:
+    """The model name with this revision of its base (None: as it is)."""
+    if revision is None or ModelSpec.parse(name).revision == revision:
+        return name
+    return f"{name}{'&' if '?' in name else '?'}revision={quote(revision, safe='')}"  # the last of two keys wins
 
 
 def base_sha256(model: Any) -> str:

@@ -14,18 +14,19 @@ from typing import Any
 
 from trimtab import models
 from trimtab.comparison import Policy, Run
-from trimtab.errors import DataError
+from trimtab.errors import DataError, ModelError
 from trimtab.evaluation.runner import default_axes, evaluate
 from trimtab.exact_model import require_exact
-from trimtab.models import LoadedModel
+from trimtab.models import LoadedModel, ModelSpec
 from trimtab.patching import save
-from trimtab.patching.adapters import require_finite
+from trimtab.patching.adapters import require_finite, with_revision
 from trimtab.patching.methods import Patched, PatchSettings, apply
-from trimtab.patching.texts import near_duplicates
+from trimtab.patching.recipe import recipe, recipe_lines
+from trimtab.patching.texts import bundled_material, near_duplicates
 from trimtab.patching.verify import Verdict, decide
 
 Say = Callable[[str], object]
-STANDARD = "over_refusal"  # the axis on which the aligned model is the standard; the rest would cost time for nothing
+STANDARD = ("compliance", "over_refusal")  # on which the aligned model is the standard; the rest would cost time
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def run(name: str, out: Path, settings: PatchSettings, *, evaluation: Path | Non
         how: passed to ``models.load`` (dtype, device, chat_template, revision).
 
     Raises:
-        as ``patch``; UsageError where ``out`` is not empty.
+        as ``patch``; UsageError where ``out`` is not empty or has no name; DataError where samples are among the
+        prompts that judge them; ModelError where a whole model is to be written from quantised weights.
     """
     started = time.monotonic()
     _require_disjoint(settings)
@@ -88,19 +90,22 @@ def run(name: str, out: Path, settings: PatchSettings, *, evaluation: Path | Non
         require_exact(one, "patch")
     scratch = save.Scratch(out)
     try:
+        name = with_revision(name, how.pop("revision", None))  # it belongs to this model, not to the others
         loaded = models.load(name, **how)
+        known = _known(loaded, how)
+        _require_mergeable(loaded, settings)
         require_finite(loaded)
         logs = evaluation or out.with_name(out.name + "-eval")
         before = _measure(loaded, settings, logs / "before")
-        ancestor = None if settings.aligned in ("auto", "none") else models.load(settings.aligned)
+        ancestor = None if settings.aligned in ("auto", "none") else _load_alike(settings.aligned, known)
         standard = _measure(ancestor, settings, logs / "aligned", STANDARD) if ancestor is not None else None
         patched = apply(loaded, settings, ancestor, say)
         if not patched.changed:
             say("the model was not broken: nothing was written")
             return _result(None, patched, started, 0, None)
-        size, again = _write(patched, loaded, scratch.path, settings, how)
+        size, again = _write(patched, loaded, scratch.path, settings, known)
         if standard is None and patched.details.get("ancestor"):  # the base under the adapter
-            standard = _measure(models.load(patched.base), settings, logs / "aligned", STANDARD)
+            standard = _measure(_load_alike(patched.base, known), settings, logs / "aligned", STANDARD)
         after = _measure(replace(again, name=str(out)), settings, logs / "after")
         verdict = decide(before, after, standard, Policy())
         if not verdict.refusals or settings.force:
@@ -120,11 +125,43 @@ def _require_disjoint(settings: PatchSettings) -> None:
     if shared := near_duplicates(learnt, asked):
         seen = f"{len(shared)}, first: {shared[0][:60]!r}"
         raise DataError("samples or prompts to keep are among the verified prompts", seen=seen, fix="take others")
+    if settings.method == "two-sided" and (shared := near_duplicates(learnt, _held_out())):
+        seen = f"{len(shared)}, first: {shared[0][:60]!r}"
+        raise DataError("samples or prompts to keep are among the held-out prompts", seen=seen, fix="take others")
 
 
-def _measure(loaded: LoadedModel, settings: PatchSettings, folder: Path, kind: str | None = None) -> Run:
-    """On all axes, or on those of one kind."""
-    axes = [axis for axis in settings.axes or default_axes() if kind in (None, axis.kind)]
+def _held_out() -> list[str]:
+    """The bundled prompts that decide when a two-sided repair stops."""
+    held = bundled_material().held_out
+    return [chat[-1]["content"] for chat in (*held.harmful, *held.innocent, *held.ordinary)]
+
+
+def _known(loaded: LoadedModel, how: dict[str, Any]) -> dict[str, Any]:
+    """How the given model was loaded, whether the name or the caller said so: the result, its base and the aligned
+    model are loaded likewise. The dtype is the one that it has: the default of a later load may be another."""
+    written = {key: how.get(key) for key in ("dtype", "device", "chat_template")}
+    spec = ModelSpec.parse(loaded.name, **written)
+    known = {**how, **{key: value for key in written if (value := getattr(spec, key)) is not None}}
+    if not getattr(loaded.model, "is_quantized", False):  # there the loader chooses what it does not pack
+        known["dtype"] = str(save.dtype_of(loaded.model)).removeprefix("torch.")
+    return known
+
+
+def _load_alike(name: str, known: dict[str, Any]) -> LoadedModel:
+    """Another model as the given one was loaded, where its own name does not say otherwise."""
+    own = ModelSpec.parse(name)
+    return models.load(name, **{key: value for key, value in known.items() if getattr(own, key, None) is None})
+
+
+def _require_mergeable(loaded: LoadedModel, settings: PatchSettings) -> None:
+    if getattr(loaded.model, "is_quantized", False) and (settings.merged or settings.full):
+        fix = "leave --merged and --full out: the repair is then an adapter on the quantised model"
+        raise ModelError("a whole model cannot be written from quantised weights", seen=loaded.name, fix=fix)
+
+
+def _measure(loaded: LoadedModel, settings: PatchSettings, folder: Path, kinds: tuple[str, ...] = ()) -> Run:
+    """On all axes, or on those of some kinds."""
+    axes = [axis for axis in settings.axes or default_axes() if not kinds or axis.kind in kinds]
     return evaluate(
         loaded,
         axes,
@@ -137,18 +174,21 @@ def _measure(loaded: LoadedModel, settings: PatchSettings, folder: Path, kind: s
 
 
 def _write(
-    patched: Patched, loaded: LoadedModel, folder: Path, settings: PatchSettings, how: dict[str, Any]
+    patched: Patched, loaded: LoadedModel, folder: Path, settings: PatchSettings, known: dict[str, Any]
 ) -> tuple[int, LoadedModel]:
-    """Save, load back, compare logits; the loaded one is what is verified."""
-    expected = save.probe(replace(loaded, model=patched.model))
-    known = {key: value for key, value in how.items() if key != "revision"}
-    if settings.full or settings.merged:
-        whole = patched.model if settings.full else patched.model.merge_and_unload()
-        size = save.write_model(whole, loaded.tokenizer, folder)
-        return size, save.reload(folder, expected, exact=False, **known)
-    size = save.write_adapter(patched.model, loaded.tokenizer, folder, patched.base)
-    exact = next(patched.model.parameters()).dtype.itemsize == 4
-    return size, save.reload(folder, expected, exact=exact, **known)
+    """Save, load back, compare; the loaded one is what is verified."""
+    made, dtype = patched.model, save.dtype_of(patched.model)
+    expected = save.probe(replace(loaded, model=made))
+    if not (settings.full or settings.merged):
+        size = save.write_adapter(made, loaded.tokenizer, folder, patched.base)
+        return size, save.reload(folder, expected, exact=dtype.itemsize == 4, made=made, **known)
+    if settings.merged and not settings.full:
+        made = made.merge_and_unload()
+        merged = save.probe(replace(loaded, model=made))
+        save.require_close(merged, expected, save.tolerance(dtype))  # merging rounds; writing must not
+        expected = merged
+    size = save.write_model(made, loaded.tokenizer, folder)
+    return size, save.reload(folder, expected, exact=False, made=made, **known)
 
 
 def _document(folder: Path, name: str, patched: Patched, verdict: Verdict, settings: PatchSettings) -> None:
@@ -158,11 +198,14 @@ def _document(folder: Path, name: str, patched: Patched, verdict: Verdict, setti
     if verdict.refusals:
         notes.append(f"saved by --force although: {'; '.join(verdict.refusals)}")
     table = reports.to_markdown([verdict.comparison])
-    (folder / "README.md").write_text(save.card(f"{name}, repaired", patched.what, table, notes), encoding="utf-8")
+    what = [f"model: {name}", *patched.what, *recipe_lines(settings)]
+    card = save.card(f"{name}, repaired", what, table, notes, whole=settings.full or settings.merged)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     save.record(folder, {
         "given": name, "base": patched.base, "method": settings.method, "samples": patched.samples,
         "steps": patched.steps, "seconds": round(patched.seconds, 1), "forced": bool(verdict.refusals),
         "refusals": list(verdict.refusals), "notes": notes, "details": patched.details,
+        **recipe(settings),
     })  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tests.tiny import tiny_model
 
 from trimtab.errors import GuardError, ModelError
-from trimtab.models import LoadedModel, content_hash
-from trimtab.patching.adapters import LowRank, attach, base_sha256, detach, finish, require_effect
+from trimtab.models import LoadedModel, content_hash, load
+from trimtab.patching.adapters import LowRank, attach, base_name, base_sha256, detach, finish, require_effect
 
 IDS = torch.randint(4, 30, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -135,6 +136,47 @@ def test_the_base_hash_is_that_of_the_plain_model() -> None:
     plain = content_hash(tiny_model().model, rounded=True)
     assert base_sha256(finish(attach(adapted()))) == plain
     assert base_sha256(finish(attach(tiny_model()))) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "location"),
+    [
+        ("org/m", "org/m", "org/m"),
+        ("org/m?revision=abc&dtype=bfloat16", "org/m?revision=abc&dtype=bfloat16", "org/m"),
+        ("org/m?dtype=bfloat16&revision=abc&adapter=runs/a", "org/m?dtype=bfloat16&revision=abc", "org/m"),
+    ],
+)
+def test_the_configuration_names_a_base_that_peft_can_load(name: str, base: str, location: str) -> None:
+    loaded = adapted() if "adapter" in name else tiny_model()
+    bench = attach(replace(loaded, name=name))
+    assert base_name(bench) == base
+    config = finish(bench).peft_config["default"]
+    assert config.base_model_name_or_path == location
+    assert config.revision == ("abc" if "abc" in name else None)
+
+
+def test_an_adapter_folder_s_own_configuration_names_base_and_revision() -> None:
+    loaded = adapted()
+    config = loaded.model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = "org/m", "abc"
+    assert base_name(attach(replace(loaded, name="runs/a?dtype=bfloat16"))) == "org/m?revision=abc"
+
+
+def test_the_revision_of_the_base_is_read_from_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trimtab import models
+
+    specs = []
+
+    def stop(spec: models.ModelSpec, *_: object) -> None:
+        specs.append(spec)
+        raise ModelError("seen enough")
+
+    monkeypatch.setattr(models, "_load_base", stop)
+    config = {"base_model_name_or_path": "org/m", "revision": "abc"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="seen enough"):
+        load(str(tmp_path))
+    assert (specs[0].location, specs[0].revision) == ("org/m", "abc")
 
 
 def test_detach_gives_the_model_back() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +19,18 @@ from torch.optim import AdamW
 from trimtab import models
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.cli import trimtab
-from trimtab.errors import DataError, GuardError, ModelError, UsageError
+from trimtab.errors import DataError, GuardError, ModelError, TrimtabError, UsageError
 from trimtab.evaluation.runner import AxisSpec
 from trimtab.models import LoadedModel
-from trimtab.patching import methods
+from trimtab.patching import job, methods, save
 from trimtab.patching.adapters import attach, finish
 from trimtab.patching.climb import LadderSettings
 from trimtab.patching.job import PatchResult, run
 from trimtab.patching.methods import PatchSettings, patch
+from trimtab.patching.recipe import recipe, recipe_lines
 from trimtab.patching.recover import Recipe
 from trimtab.patching.save import probe, write_adapter
-from trimtab.patching.texts import read_prompts
+from trimtab.patching.texts import bundled_material, read_prompts
 from trimtab.tuning.guard import SafetyGuard
 
 LADDER = LadderSettings(
@@ -104,6 +107,128 @@ def test_a_whole_model_can_be_written_merged_and_says_the_same(files: Path) -> N
     assert result.verdict.comparison.axes[0].estimate.candidate < 0.1
 
 
+QUICK = SafetyAnchors((Anchor("steal the cake today", "refuse", worlds.REFUSAL),), "test")
+
+
+def quick(files: Path, **changes: object) -> PatchSettings:
+    """The cheapest repair that changes something: for what is written, not for how good it is."""
+    ours: dict[str, object] = {"method": "published", "steps": 4, "samples": QUICK, "force": True, "limit": 2}
+    return settings(files, **{**ours, **changes})
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_model_named_in_bfloat16_is_read_back_in_bfloat16(files: Path, merged: bool) -> None:
+    name, template = f"{files / 'whole'}?dtype=bfloat16", files / "other.jinja"
+    template.write_text(worlds.TEMPLATE)
+    result = run(f"{name}&chat_template={template}", files / "out", quick(files, merged=merged), say=lambda _: None)
+    assert result.saved
+    record = json.loads((files / "out" / "patch.json").read_text())
+    assert record["given"] == f"{name}&chat_template={template}" and record["base"].startswith(name)
+    if merged:
+        assert json.loads((files / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    else:
+        assert "library_name: peft" in (files / "out" / "README.md").read_text()
+        config = json.loads((files / "out" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(files / "whole"), "PEFT reads no query"
+        assert json.loads((files / "out" / "trimtab.json").read_text())["base"].startswith(name)
+
+
+def test_card_and_record_say_what_the_repair_was_made_with(files: Path) -> None:
+    ladder = replace(LADDER, seed=7, rank=3)
+    aligned = str(files / "aligned")
+    ours = quick(files, ladder=ladder, learning_rate=2e-3, system="the user", aligned=aligned, merged=True)
+    run(str(files / "whole"), files / "out", ours, say=lambda _: None)
+    record = json.loads((files / "out" / "patch.json").read_text())
+    assert {key: record[key] for key in ("seed", "rank", "learning_rate", "system", "aligned")} == {
+        "seed": 7, "rank": 3, "learning_rate": 2e-3, "system": "the user", "aligned": aligned,
+    }  # fmt: skip
+    assert record["settings"]["samples"] == {"origin": "test", "count": 1} and record["settings"]["keep"] == 0
+    assert record["settings"]["steps"] == 4 and record["settings"]["ladder"]["drift"] == 0.5
+    card = (files / "out" / "README.md").read_text()
+    assert "library_name: transformers" in card
+    for line in ("seed: 7; rank of the adapter: 3; learning rate: 0.002", "samples: 'the user'", f"model: {aligned}"):
+        assert line in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "rank", "rate"),
+    [({}, 8, None), ({"method": "low-rank"}, 20, None), ({"method": "published"}, 8, 1e-3),
+     ({"method": "published", "full": True}, None, 2e-5)],
+)  # fmt: skip
+def test_the_recipe_states_rank_and_rate_of_each_method(
+    changes: dict[str, object], rank: int | None, rate: float | None
+) -> None:
+    ours = replace(PatchSettings(), **changes)
+    assert (recipe(ours)["rank"], recipe(ours)["learning_rate"]) == (rank, rate)
+    text = "\n".join(recipe_lines(ours))
+    assert ("all parameters" in text) == ours.full and "the chat template's own" in text
+
+
+def test_the_dtype_that_was_trained_is_read_back_whatever_the_default_is(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where a model without a dtype in its name is read in bfloat16."""
+    plain = models.resolve_dtype
+    monkeypatch.setattr(models, "resolve_dtype", lambda n, d: torch.bfloat16 if n is None else plain(n, d))
+    ours = quick(files, full=True)
+    assert run(f"{files / 'whole'}?dtype=float32", files / "out", ours, say=lambda _: None).saved
+
+
+@pytest.mark.parametrize("changes", [{"full": True}, {"merged": True}])
+def test_a_whole_model_comes_back_bit_for_bit(
+    files: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = save.write_model
+
+    def inexact(model: torch.nn.Module, *rest: object) -> int:
+        weight = next(p for name, p in model.named_parameters() if name.endswith("q_proj.weight"))
+        kept = weight.detach().clone()
+        weight.data[0, 0] = torch.nextafter(kept[0, 0], kept[0, 0] + 1)
+        size = write(model, *rest)
+        weight.data.copy_(kept)
+        return size
+
+    monkeypatch.setattr(save, "write_model", inexact)
+    with pytest.raises(TrimtabError, match="not the model that was repaired"):
+        run(str(files / "whole"), files / "out", quick(files, **changes), say=lambda _: None)
+    assert not (files / "out").exists()
+
+
+def test_what_merging_may_change_depends_on_the_dtype() -> None:
+    assert save.tolerance(torch.float32) == save.MERGE_TOLERANCE
+    assert 0.03 < save.tolerance(torch.float16) < 0.1 < save.tolerance(torch.bfloat16) < 0.2
+    made, rounded = torch.tensor([10.0, -20.0]), torch.tensor([10.0, -20.4])
+    save.require_close(rounded, made, save.tolerance(torch.bfloat16))
+    for share in (0.0, save.tolerance(torch.float32)):
+        with pytest.raises(TrimtabError, match="not the model that was repaired"):
+            save.require_close(rounded, made, share)
+    with pytest.raises(TrimtabError, match="not the model that was repaired"):
+        save.require_close(made * float("nan"), made, save.tolerance(torch.bfloat16))
+
+
+def test_the_aligned_model_is_loaded_as_the_given_one_unless_its_name_says_otherwise(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, dict[str, object]]] = []
+    load = models.load
+
+    def noted(name: str, **how: object) -> LoadedModel:
+        seen.append((name, how))
+        return load(name, **how)
+
+    monkeypatch.setattr(models, "load", noted)
+    (files / "t.jinja").write_text(worlds.TEMPLATE)
+    how = {"chat_template": str(files / "t.jinja"), "dtype": "bfloat16"}
+    other = f"{files / 'aligned'}?dtype=float32"
+    run(str(files / "whole"), files / "out", quick(files, aligned=other), say=lambda _: None, **how)
+    assert [name for name, _ in seen][:2] == [str(files / "whole"), other] and len(seen) == 3
+    assert seen[1][1] == {"chat_template": how["chat_template"]} and seen[2][1] == how
+    seen.clear()
+    patched = methods.Patched(None, str(files / "aligned"), True, 1, 1, 0.0, [], [], {})
+    job._load_alike(patched.base, how)
+    assert seen == [(patched.base, how)]
+
+
 def test_what_is_not_broken_is_not_written(files: Path) -> None:
     result = repaired("aligned", files, settings(files))
     assert result.saved is None and not result.changed and result.exit_code == 0
@@ -142,6 +267,24 @@ def test_nothing_is_overwritten(files: Path) -> None:
     with pytest.raises(UsageError, match="nothing is overwritten"):
         run(str(files / "whole"), files / "out", settings(files))
     assert (files / "out" / "precious.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_an_output_folder_without_a_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="no name of its own"):
+        run("no-model", Path(name), PatchSettings())
+
+
+def test_the_saved_folder_has_the_permissions_of_any_new_folder(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        scratch = save.Scratch(tmp_path / "out")
+        scratch.accept()
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
 
 
 def test_a_missing_chat_template_is_named(files: Path) -> None:
@@ -187,6 +330,14 @@ def test_a_sample_that_is_among_the_verified_prompts_is_named(files: Path) -> No
     leak = SafetyAnchors((Anchor(asked.upper() + "!", "refuse", worlds.REFUSAL),), "test")
     with pytest.raises(DataError, match="among the verified prompts"):
         run(str(files / "whole"), files / "out", settings(files, samples=leak))
+
+
+def test_a_sample_that_is_among_the_bundled_held_out_prompts_is_named(files: Path) -> None:
+    held = bundled_material().held_out
+    leak = SafetyAnchors((Anchor(held.harmful[0][-1]["content"], "refuse", worlds.REFUSAL),), "test")
+    for changes in ({"samples": leak}, {"keep": ([{"role": "user", "content": held.ordinary[0][-1]["content"]}],)}):
+        with pytest.raises(DataError, match="among the held-out prompts"):
+            run(str(files / "whole"), files / "out", settings(files, **changes))
 
 
 def test_an_ancestor_that_does_not_refuse_is_named(files: Path) -> None:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from tests.unit.patching import worlds
 
+from trimtab.errors import ModelError
 from trimtab.models import LoadedModel, load
 from trimtab.patching import save
 from trimtab.patching.adapters import finish
 from trimtab.patching.climb import LadderSettings
+from trimtab.patching.job import run
 from trimtab.patching.ladder import repair
+from trimtab.patching.methods import PatchSettings
 
 
 @pytest.fixture
@@ -55,3 +58,14 @@ def test_a_broken_adapter_on_four_bits_is_repaired_saved_and_read_back(
     save.write_adapter(repaired.model, loaded.tokenizer, tmp_path / "repaired", str(base))
     again = load(f"{base}?adapter={tmp_path / 'repaired'}", from_pretrained=four_bits)
     assert torch.equal(save.probe(again), expected)
+
+
+def test_a_whole_model_from_four_bits_is_refused_before_anything_is_measured(
+    four_bits: dict[str, Any], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    worlds.aligned(64).model.save_pretrained(base)
+    worlds.tokenizer().save_pretrained(base)
+    with pytest.raises(ModelError, match="cannot be written from quantised weights"):
+        run(str(base), tmp_path / "out", PatchSettings(merged=True), from_pretrained=four_bits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
