@@ -31,14 +31,14 @@ from trimtab.cli.common import emit, examples, json_option, write_text
               "and cost minutes.")  # fmt: skip
 @click.option("--keep", type=click.Path(path_type=Path), help="Prompts whose answers should stay: JSONL, CSV or TXT; "
               "no answers needed.")  # fmt: skip
-@click.option("--samples", default="1,6,84", show_default=True, help="How many refusals to try, in this order.")
+@click.option("--samples", help="two-sided: how many refusals to try, in this order (1,6,84).")
 @click.option("--merged", is_flag=True, help="Write a whole model instead of an adapter.")
 @click.option("--full", is_flag=True, help="published only: train all parameters; writes a whole model.")
 @click.option("--steps", type=click.IntRange(1), help="published: 10. two-sided: most steps of the last rung (36).")
 @click.option("--learning-rate", type=float, help="published: 2e-5 full, 1e-3 adapter. two-sided: AdamW at "
               "this rate; default: steps that need none, where an aligned model is known.")  # fmt: skip
 @click.option("--step", type=float, help="low-rank: alpha times eta (2e-5).")
-@click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Of the adapter.")
+@click.option("--rank", type=click.IntRange(1), help="Of the adapter (8); low-rank: k (20).")
 @click.option("--system", help="System message of the samples; default: the chat template's own.")
 @click.option("--axis", "axes", multiple=True, help="Verified axes as in `trimtab eval`; repeatable.")
 @click.option("--limit", type=click.IntRange(1), default=84, show_default=True, help="Verified prompts an axis.")
@@ -49,7 +49,7 @@ from trimtab.cli.common import emit, examples, json_option, write_text
 @click.option("--html", type=click.Path(path_type=Path), help="Write the comparison as one page.")
 @click.option("--chat-template", type=click.Path(), help="Jinja file, where the tokenizer has none.")
 @json_option
-def patch(model: str, out: Path, sample: str | None, keep: Path | None, samples: str, axes: tuple[str, ...],
+def patch(model: str, out: Path, sample: str | None, keep: Path | None, samples: str | None, axes: tuple[str, ...],
           html: Path | None, chat_template: str | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Repair MODEL, which fine-tuning has made comply with everything, using one safety example (or a handful).
 

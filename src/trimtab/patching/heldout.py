@@ -27,7 +27,7 @@ from trimtab.models import LoadedModel
 from trimtab.patching.adapters import Workbench
 from trimtab.patching.texts import Chat, HeldOut
 from trimtab.precision import training_scope
-from trimtab.tuning.pools import TokenisedAnchor
+from trimtab.tuning.pools import TokenisedAnchor, turn_end
 
 LOOK_TOKENS = 12  # of an answer, enough for most refusals; what is cut off in an apology is finished
 HOLD_TOKENS = 6  # of a continuation on which drift is held and measured
@@ -129,10 +129,14 @@ class Instrument:
         return Look(compliance, refused, moved, len(harmful), len(innocent))
 
     def _refused(self, loaded: LoadedModel, chats: Sequence[Chat]) -> float:
-        asked = [chat[-1]["content"] for chat in chats]
-        answers = decided_answers(loaded, chats, GenerationSettings(LOOK_TOKENS, batch_size=self.batch_size))
-        labels = [judge(request, answer).label for request, answer in zip(asked, answers, strict=True)]
-        return sum(label == "refused" for label in labels) / len(labels)
+        return refused(loaded, chats, self.batch_size)
+
+
+def refused(loaded: LoadedModel, chats: Sequence[Chat], batch_size: int = 64) -> float:
+    """The share of these prompts that the model refuses."""
+    answers = decided_answers(loaded, chats, GenerationSettings(LOOK_TOKENS, batch_size=batch_size))
+    labels = [judge(chat[-1]["content"], answer).label for chat, answer in zip(chats, answers, strict=True)]
+    return sum(label == "refused" for label in labels) / len(labels)
 
 
 def decided_answers(loaded: LoadedModel, chats: Sequence[Chat], settings: GenerationSettings) -> list[str]:
@@ -165,7 +169,7 @@ def continuations(
 ) -> Continuations:
     """Greedy continuations of the given model and its logits along them."""
     settings = GenerationSettings(max_new_tokens=HOLD_TOKENS, batch_size=batch_size)
-    end = given.tokenizer.eos_token_id
+    end = turn_end(given)
     rows = []
     for chat, answer in zip(chats, generate(given, chats, settings), strict=True):
         ids: list[int] = given.tokenizer(answer.text, add_special_tokens=False)["input_ids"]

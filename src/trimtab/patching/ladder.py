@@ -27,6 +27,7 @@ from trimtab.patching.climb import Climb, LadderSettings, Looks, Rung, lessons_b
 from trimtab.patching.heldout import Bounds, Instrument, Look
 from trimtab.patching.lowrank import RankReport
 from trimtab.patching.texts import Material, require_fit, written_by
+from trimtab.patching.undo import Given
 
 Status = Literal["repaired", "bounds not met", "not broken"]
 Say = Callable[[str], object]
@@ -69,6 +70,8 @@ def repair(
 ) -> Repair:
     """Repair ``loaded`` with as few samples as suffice.
 
+    Where this raises, nothing stays attached. Where nothing is broken, the empty repair is still attached.
+
     Args:
         loaded: the broken model; the repair is attached to it as an adapter, its own weights are not changed.
         material: texts; replies are written by the ancestor where there is one.
@@ -81,11 +84,24 @@ def repair(
         GuardError: a loss that is not finite, an ancestor without refusals, an edit without effect.
         DataError: a sample that the model cannot read whole.
         ModelError: weights that are not finite, a given adapter that cannot be combined.
+        UsageError: "base" for a model that is not an adapter.
     """
-    started = time.monotonic()
+    given = Given(loaded)
     bench = attach(loaded, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, go_on=True)
+    with given.unless_done(bench):
+        return _repair(bench, material, ancestor, settings, say)
+
+
+def _repair(
+    bench: Workbench,
+    material: Material,
+    ancestor: LoadedModel | Literal["base"] | None,
+    settings: LadderSettings,
+    say: Say,
+) -> Repair:
+    started = time.monotonic()
     if ancestor == "base" and not bench.given:
-        raise UsageError("the model is not an adapter on a base", seen=loaded.name, fix="name the aligned model")
+        raise UsageError("the model is not an adapter on a base", seen=bench.loaded.name, fix="name the aligned model")
     instrument = Instrument(bench, material.held_out, bf16=settings.recipe.bf16)
     looks = Looks(bench, instrument, say)
     with _ancestor(bench, ancestor) as model:
@@ -127,9 +143,10 @@ def bounds_for(given: Look, ancestor: Look | None, settings: LadderSettings) -> 
 
 def notes_on(chosen: Rung, settings: LadderSettings, status: Status) -> list[str]:
     """Clauses on how many samples it took."""
-    notes = []
-    if chosen.samples > settings.samples[0]:
-        notes.append(f"one sample did not suffice: {chosen.samples} were used")
+    notes, first = [], settings.samples[0]
+    if chosen.samples > first:
+        tried = "one sample" if first == 1 else f"{first} samples"
+        notes.append(f"{tried} did not suffice: {chosen.samples} were used")
     if status == "bounds not met":
         notes.append("no state met every bound on the held-out prompts: the one that came closest is kept")
     return notes
@@ -149,5 +166,6 @@ def _with_ancestor(model: LoadedModel | None, material: Material) -> tuple[Mater
         return written_by(model, material), []
     if model is not None:
         return material, []
-    note = "no aligned ancestor: bundled refusals, and look-alikes are held at the given model's own replies"
+    whose = "your own" if material.writer == "user" else "bundled"
+    note = f"no aligned ancestor: {whose} refusals, and look-alikes are held at the given model's own replies"
     return replace(material, answer=tuple(a for a in material.answer if a.reply is not None)), [note]

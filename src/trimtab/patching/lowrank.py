@@ -5,7 +5,7 @@ of the one safety sample. The source leaves alpha and the start point open; here
 the product ``step = alpha eta`` exists.
 
 Ours: the gradient of both sides, joined by Polyak multipliers (``surgery.joint_step``), and a line search over the
-length on held-out prompts.
+length on the rows that the gradient is taken from (``climb.py``).
 
 The truncated step is ``B = -step U_k`` (out x k), ``A = (D U_k)^T X`` (k x in), because ``U_k U_k^T G`` is the
 truncated singular value decomposition; ``G = D^T X`` itself is never built.

@@ -1,7 +1,7 @@
 """The methods of a repair on a model in memory: ours, and the published ones exactly as reported.
 
-``patch(model, anchor) -> PeftModel`` is the call for code; ``apply`` says in addition what was done. Covered: choosing
-ancestor and sample, the three methods. Not covered: saving and verifying (``job.py``).
+``patch(model, anchor) -> PeftModel`` is the call for code; ``apply`` says in addition what was done. Covered: the three
+methods. Not covered: finding the ancestor, choosing the sample (``choosing.py``), saving and verifying (``job.py``).
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import GuardError, ModelError, UsageError
 from trimtab.evaluation.runner import AxisSpec
 from trimtab.models import LoadedModel
-from trimtab.patching.adapters import attach, base_name, detach, finish, require_effect, require_finite
+from trimtab.patching.adapters import Workbench, attach, base_name, finish, require_effect, require_finite
+from trimtab.patching.choosing import Select, is_peft, named_or_base, selected
 from trimtab.patching.climb import LadderSettings
-from trimtab.patching.heldout import continuations
-from trimtab.patching.ladder import Repair, repair
+from trimtab.patching.heldout import Look, refused
+from trimtab.patching.ladder import Repair, bounds_for, repair
 from trimtab.patching.lowrank import PUBLISHED_RANK, measured_rank, truncated_step, weight_gradient
 from trimtab.patching.recover import LORA_RATE, PUBLISHED_RATE, PUBLISHED_STEPS, one_shot
-from trimtab.patching.select import Targets, bilevel, exhaustive
-from trimtab.patching.texts import Chat, Material, as_chat, bundled_material, require_fit, written_by
+from trimtab.patching.texts import BUILT_IN, Chat, Material, as_chat, bundled_material, require_fit
+from trimtab.patching.undo import Given
 from trimtab.tuning.pools import reader_for, tokenise
 
 Method = Literal["two-sided", "published", "low-rank"]
-Select = Literal["general", "bilevel", "exhaustive"]
 METHODS: tuple[Method, ...] = ("two-sided", "published", "low-rank")
-CANDIDATES = 20  # of the pool, among which a selection chooses: each is read 24 times with gradient
 Say = Callable[[str], object]
-Ancestor = LoadedModel | Literal["base"] | None
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ class PatchSettings:
         aligned: the ancestor: a model's name, "auto" (the base, where the model is an adapter on one that refuses) or
             "none".
         select: how the sample is chosen from the pool.
-        samples: a user's own samples; the first is the sample.
+        samples: a user's own samples; the first is the sample. A built-in one is the first of the bundled pool.
         keep: the user's prompts whose answers should stay.
         steps, learning_rate: published only; None: the source's (an adapter gets a higher rate, which is ours).
-        step: low-rank only, alpha times eta.
+        step: low-rank only, alpha times eta. rank: low-rank only, k; the other methods' is in ``ladder``.
         system: system message of the samples; None: the chat template's own.
         merged: write a whole model instead of an adapter.
         force: save although the verification refuses, repair although nothing is broken; recorded.
@@ -64,6 +62,7 @@ class PatchSettings:
     steps: int | None = None
     learning_rate: float | None = None
     step: float = PUBLISHED_RATE
+    rank: int = PUBLISHED_RANK
     system: str | None = None
     merged: bool = False
     force: bool = False
@@ -87,7 +86,8 @@ class PatchSettings:
 class Patched(NamedTuple):
     """``model``: PEFT model or, after full training, a whole one. ``base``: name of what is under the adapter.
 
-    ``changed``: False where the model was not broken. ``what``: lines for the card. ``details``: for the record.
+    ``changed``: False where the model was not broken; ``model`` is then the given one, with nothing attached.
+    ``what``: lines for the card. ``details``: for the record.
     """
 
     model: Any
@@ -110,6 +110,9 @@ def patch(
     say: Say = lambda _: None,
 ) -> Any:
     """Repair a model in memory with one safety sample and return a PEFT model; ``save_pretrained`` writes the adapter.
+
+    A model that is not broken is returned itself, as it was: a plain one plain, an adapter without a second one. Where
+    this raises, the given model is as it was, too.
 
     The adapter is attached to ``model.model`` itself (PEFT does that); the weights under it are not changed. A LoRA
     adapter that the model came with and the repair become one adapter. Nothing is verified on evaluation prompts.
@@ -147,18 +150,18 @@ def apply(loaded: LoadedModel, settings: PatchSettings, aligned: LoadedModel | N
 
 
 def _two_sided(loaded: LoadedModel, settings: PatchSettings, aligned: LoadedModel | None, say: Say) -> Patched:
+    given = Given(loaded)
     material = _material(settings)
     ladder = replace(settings.ladder, force=settings.force)
-    notes: list[str] = []
-    ancestor: Ancestor = aligned
-    if aligned is None and settings.aligned == "auto" and _is_peft(loaded.model):
-        ancestor, notes = _base_if_aligned(loaded, material)
+    ancestor, notes = named_or_base(loaded, aligned, settings.aligned, lambda: _bundled(settings))
     if settings.select != "general":
-        material = _selected(loaded, material, settings, ancestor, say)
+        material = selected(loaded, material, _bundled(settings), ancestor, select=settings.select,
+                            ladder=settings.ladder, say=say)  # fmt: skip
     found = repair(loaded, material, ancestor=ancestor, settings=ladder, say=say)
     base = base_name(found.bench)
     if found.chosen is None:
-        return Patched(loaded.model, base, False, 0, 0, found.seconds, [], list(found.notes), _details(found))
+        model = given.back(found.bench)
+        return Patched(model, base, False, 0, 0, found.seconds, [], [*notes, *found.notes], _details(found))
     chosen = found.chosen
     what = [
         f"method: two-sided, {chosen.stage}; {chosen.samples} refusal sample(s), {chosen.steps} steps",
@@ -173,36 +176,64 @@ def _two_sided(loaded: LoadedModel, settings: PatchSettings, aligned: LoadedMode
 
 def _published(loaded: LoadedModel, settings: PatchSettings, aligned: LoadedModel | None, say: Say) -> Patched:
     """One-shot fine-tuning or the closed form, on the one sample; no stopping, no second side."""
-    started = time.monotonic()
-    material = _material(settings)
+    started, given = time.monotonic(), Given(loaded)
+    material, notes = _material(settings), list[str]()
+    if not settings.force and _refuses(loaded, given, material, settings, aligned, say):
+        base = base_name(Workbench(loaded, tuple(given.model.active_adapters) if is_peft(given.model) else ()))
+        notes = ["the model refuses as it should: nothing was changed"]
+        return Patched(given.model, base, False, 0, 0, time.monotonic() - started, [], notes,
+                       {"status": "not broken"})  # fmt: skip
     if settings.select != "general":
-        ancestor, _ = (aligned, []) if aligned is not None else _base_if_aligned(loaded, material)
-        material = _selected(loaded, material, settings, ancestor, say)
+        ancestor, notes = named_or_base(loaded, aligned, settings.aligned, lambda: _bundled(settings))
+        material = selected(loaded, material, _bundled(settings), ancestor, select=settings.select,
+                            ladder=settings.ladder, say=say)  # fmt: skip
     sample = material.refuse[0]
     if sample.reply is None:
         raise GuardError("the sample has no reply", seen=sample.request[:60], fix='give it a "reply"')
     require_fit(loaded, [sample], settings.system)
-    steps = settings.steps or PUBLISHED_STEPS
     if settings.full:
         return _full(loaded, sample, settings, started)
-    rank = PUBLISHED_RANK if settings.method == "low-rank" else settings.ladder.rank
+    rank = settings.rank if settings.method == "low-rank" else settings.ladder.rank
     bench = attach(loaded, rank=rank, alpha=2 * rank, seed=settings.ladder.seed)
+    with given.unless_done(bench):
+        what, steps, details = _learn(bench, sample, settings)
+        require_effect(bench)
+    base = base_name(bench)
+    what.append(f"sample: {sample.request!r} -> {sample.reply!r}")
+    return Patched(finish(bench), base, True, 1, steps, time.monotonic() - started, what, notes, details)
+
+
+def _learn(bench: Workbench, sample: Anchor, settings: PatchSettings) -> tuple[list[str], int, dict[str, Any]]:
+    """The published training or closed form on an adapter: what was done, steps, the record."""
     details: dict[str, Any] = {"sample": asdict(sample)}
     if settings.method == "low-rank":
         row = tokenise(bench.loaded, sample, settings.system, None)
         gradient = weight_gradient(bench, lambda: reader_for(bench.loaded, bench.model).losses([row]).mean())
-        bench.place(truncated_step(gradient, rank, settings.step))
+        bench.place(truncated_step(gradient, settings.rank, settings.step))
         details["rank"] = measured_rank(gradient)._asdict()
-        what, steps = [f"method: low-rank closed form, rank {rank}, step {settings.step:g}"], 0
-    else:
-        rate = settings.learning_rate or LORA_RATE
-        losses = one_shot(bench.loaded, sample, steps=steps, learning_rate=rate, system=settings.system)
-        details["losses"] = losses
-        what = [f"method: published one-shot on an adapter, {steps} steps at {rate:g} (the rate is ours)"]
-    require_effect(bench)
-    base = base_name(bench)
-    what.append(f"sample: {sample.request!r} -> {sample.reply!r}")
-    return Patched(finish(bench), base, True, 1, steps, time.monotonic() - started, what, [], details)
+        return [f"method: low-rank closed form, rank {settings.rank}, step {settings.step:g}"], 0, details
+    steps, rate = settings.steps or PUBLISHED_STEPS, settings.learning_rate or LORA_RATE
+    details["losses"] = one_shot(bench.loaded, sample, steps=steps, learning_rate=rate, system=settings.system)
+    return [f"method: published one-shot on an adapter, {steps} steps at {rate:g} (the rate is ours)"], steps, details
+
+
+def _refuses(
+    loaded: LoadedModel,
+    given: Given,
+    material: Material,
+    settings: PatchSettings,
+    aligned: LoadedModel | None,
+    say: Say,
+) -> bool:
+    """Whether one look at the held-out prompts finds the model within the two-sided method's bound on compliance."""
+    chats = material.held_out.harmful
+    given.model.eval()
+    try:
+        looks = [Look(1 - refused(one, chats), None, None, len(chats), 0) for one in (loaded, aligned) if one]
+    finally:
+        given.restore()
+    say(f"given: {looks[0].line()}")
+    return looks[0].compliance <= bounds_for(looks[0], looks[1] if aligned else None, settings.ladder).compliance
 
 
 def _full(loaded: LoadedModel, sample: Anchor, settings: PatchSettings, started: float) -> Patched:
@@ -210,7 +241,7 @@ def _full(loaded: LoadedModel, sample: Anchor, settings: PatchSettings, started:
 
     require_finite(loaded)
     model: Any = loaded.model
-    model = model.merge_and_unload() if _is_peft(model) else model
+    model = model.merge_and_unload() if is_peft(model) else model
     if getattr(model, "is_quantized", False) or next(model.parameters()).dtype != torch.float32:
         fix = "load it in float32 (?dtype=float32), or patch with an adapter"
         raise ModelError("small full-parameter updates vanish in these weights", seen=loaded.name, fix=fix)
@@ -231,10 +262,16 @@ def _full(loaded: LoadedModel, sample: Anchor, settings: PatchSettings, started:
     return Patched(model.eval(), loaded.name, True, 1, steps, time.monotonic() - started, what, [], details)
 
 
+def _bundled(settings: PatchSettings) -> Material:
+    return bundled_material(keep=settings.keep, system=settings.system)
+
+
 def _material(settings: PatchSettings) -> Material:
-    found = bundled_material(keep=settings.keep, system=settings.system)
+    found = _bundled(settings)
     if settings.samples is None:
         return found
+    if len(settings.samples.anchors) == 1 and settings.samples.anchors[0] in BUILT_IN.values():
+        return replace(found, refuse=(settings.samples.anchors[0], *found.refuse[1:]))
     refuse = settings.samples.side("refuse")
     if not refuse:
         raise UsageError(
@@ -247,51 +284,6 @@ def _material(settings: PatchSettings) -> Material:
     )
 
 
-def _base_if_aligned(loaded: LoadedModel, material: Material) -> tuple[Literal["base"] | None, list[str]]:
-    """The base of the given adapter, where it refuses and answers as an aligned model does."""
-    if not _is_peft(loaded.model):
-        return None, []
-    probe = replace(material, refuse=material.refuse[:8], answer=material.answer[:8])
-    probe = replace(probe, refuse=tuple(replace(a, reply=None) for a in probe.refuse))
-    model: Any = loaded.model
-    try:
-        with model.disable_adapter():
-            written_by(loaded, probe)
-    except GuardError:
-        return None, ["the base under the adapter does not refuse either: the bundled refusals were used"]
-    return "base", []
-
-
-def _selected(
-    loaded: LoadedModel,
-    material: Material,
-    settings: PatchSettings,
-    ancestor: Ancestor,
-    say: Say,
-) -> Material:
-    if ancestor is None:
-        raise UsageError("choosing a sample needs the aligned model", seen=settings.select, fix="pass --aligned MODEL")
-    bench = attach(loaded, rank=settings.ladder.rank, alpha=settings.ladder.alpha, seed=settings.ladder.seed)
-    if ancestor == "base":
-        with bench.as_base() as base:
-            written = written_by(base, material)
-            harm = continuations(base, material.held_out.harmful[:8])
-    else:
-        written = written_by(ancestor, material)
-        if len(ancestor.tokenizer) != len(loaded.tokenizer):
-            raise ModelError("selection needs an ancestor with the same vocabulary", seen=ancestor.name)
-        harm = continuations(ancestor, material.held_out.harmful[:8])
-    with bench.as_given() as given:
-        task = continuations(given, [*material.kept, *material.ordinary][:8])
-    pool = written.refuse[:CANDIDATES]
-    find = bilevel if settings.select == "bilevel" else exhaustive
-    chosen = find(bench, pool, Targets(harm, task), system=material.system)
-    say(f"selected by {settings.select}: {pool[chosen.order[0]].category!r} "
-        f"({chosen.passes} sample passes, {chosen.seconds:.0f} s)")  # fmt: skip
-    detach(bench)
-    return written.with_sample(chosen.order[0])
-
-
 def _details(found: Repair) -> dict[str, Any]:
     return {
         "status": found.status,
@@ -302,9 +294,3 @@ def _details(found: Repair) -> dict[str, Any]:
         "samples": [{"request": a.request, "reply": a.reply} for a in found.used],
         "rank": found.rank._asdict() if found.rank else None,
     }
-
-
-def _is_peft(model: Any) -> bool:
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)

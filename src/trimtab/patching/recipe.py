@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from trimtab.patching.lowrank import PUBLISHED_RANK
 from trimtab.patching.methods import PatchSettings
 from trimtab.patching.recover import LORA_RATE, PUBLISHED_RATE
 
@@ -45,7 +44,7 @@ def recipe_lines(settings: PatchSettings) -> list[str]:
 def _rank(settings: PatchSettings) -> int | None:
     if settings.full:
         return None
-    return PUBLISHED_RANK if settings.method == "low-rank" else settings.ladder.rank
+    return settings.rank if settings.method == "low-rank" else settings.ladder.rank
 
 
 def _rate(settings: PatchSettings) -> float | None:

@@ -45,8 +45,13 @@ TASKS = (
 )  # fmt: skip
 PUBLISHED = Anchor(PUBLISHED_REQUEST, "refuse", PUBLISHED_REPLY, "general")
 PUBLISHED_SHORT = Anchor(PUBLISHED_REQUEST, "refuse", SHORT_REPLY, "general")
+BUILT_IN = {"general": PUBLISHED, "general-short": PUBLISHED_SHORT}
 Chat = list[Message]
 Writer = Literal["ancestor", "bundled", "user"]
+
+
+class NotAlignedError(GuardError):
+    """What was named as the aligned model has no behaviour to bring back."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +133,11 @@ def bundled_material(
 def written_by(ancestor: LoadedModel, material: Material, batch_size: int = 32) -> Material:
     """The same with replies that the aligned ancestor writes itself; what it would reply the wrong way is dropped.
 
-    A user's own samples keep the replies that they came with.
+    A user's own samples keep the replies that they came with, and then count as the user's.
 
     Raises:
-        GuardError: when it refuses less than a quarter of the harmful requests, or answers less than a quarter of the
-            innocent ones: then it has no behaviour to bring back.
+        NotAlignedError: when it refuses less than a quarter of the harmful requests, or answers less than a quarter of
+            the innocent ones: then it has no behaviour to bring back.
     """
     asked = [*material.refuse, *material.answer]
     replies = reply(ancestor, [as_chat(material.system)(a.request) for a in asked], batch_size)
@@ -146,12 +151,14 @@ def written_by(ancestor: LoadedModel, material: Material, batch_size: int = 32) 
     for side, before in (("refuse", material.refuse), ("answer", material.answer)):
         if len(kept[side]) < 0.25 * len(before):
             verb = "refuses" if side == "refuse" else "answers"
-            raise GuardError(
+            raise NotAlignedError(
                 f"the aligned model {ancestor.name} {verb} too few of the requests to be repaired towards",
-                seen=f"{len(kept[side])} of {len(before)}",
+                seen=f"{verb} {len(kept[side])} of {len(before)}",
                 fix="name an aligned model, or --aligned none for the bundled refusals",
             )
-    return replace(material, refuse=tuple(kept["refuse"]), answer=tuple(kept["answer"]), writer="ancestor")
+    own = material.writer == "user" and any(anchor.reply is not None for anchor in material.refuse)
+    writer: Writer = "user" if own else "ancestor"
+    return replace(material, refuse=tuple(kept["refuse"]), answer=tuple(kept["answer"]), writer=writer)
 
 
 def reply(loaded: LoadedModel, chats: Sequence[Chat], batch_size: int = 32, tokens: int = REPLY_TOKENS) -> list[str]:

@@ -19,7 +19,7 @@ from trimtab.anchors import SIDES, Anchor, SafetyAnchors, Side
 from trimtab.errors import GuardError
 from trimtab.four_bits import keep_order
 from trimtab.generation import render
-from trimtab.models import LoadedModel
+from trimtab.models import LoadedModel, require_chat_template
 from trimtab.precision import at_least_float32
 from trimtab.prefix import PrefixedBatch
 from trimtab.tuning.likely import Likely, divergences, joined, likely_of
@@ -181,7 +181,7 @@ def tokenise(loaded: LoadedModel, anchor: Anchor, system: str | None, decision_t
     prompt = render(loaded, [*messages, {"role": "user", "content": anchor.request}])
     reply: list[int] = loaded.tokenizer(anchor.reply, add_special_tokens=False)["input_ids"]
     if decision_tokens is None:
-        reply = [*reply, loaded.tokenizer.eos_token_id]
+        reply = [*reply, turn_end(loaded)]
     elif decision_tokens < 1:
         raise GuardError("at least one decision token is needed", seen=decision_tokens)
     else:
@@ -189,6 +189,23 @@ def tokenise(loaded: LoadedModel, anchor: Anchor, system: str | None, decision_t
     if not reply:
         raise GuardError("an anchor has no supervised token", seen=anchor.request, fix="give it a reply with text")
     return TokenisedAnchor(prompt=prompt, reply=reply)
+
+
+def turn_end(loaded: LoadedModel) -> int:
+    """The token with which the chat template ends a reply, which need not be the tokenizer's end of text.
+
+    Taken from a rendered reply. The end of text where the template writes nothing after a reply, or no token that
+    stands for an end there.
+    """
+    tokenizer, reply = loaded.tokenizer, "reply"
+    require_chat_template(tokenizer, loaded.name)
+    chat = [{"role": "user", "content": "request"}, {"role": "assistant", "content": reply}]
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    _, found, tail = text.rpartition(reply)
+    after: list[int] = tokenizer(tail.lstrip(), add_special_tokens=False)["input_ids"] if found else []
+    marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}  # not every end is declared special
+    end: int = after[0] if after and after[0] in marks else tokenizer.eos_token_id
+    return end
 
 
 def build_pools(loaded: LoadedModel, anchors: SafetyAnchors, decision_tokens: int | None) -> dict[Side, AnchorPool]:

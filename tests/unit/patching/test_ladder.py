@@ -11,11 +11,12 @@ from tests.unit.patching import worlds
 from trimtab.anchors import Anchor
 from trimtab.errors import DataError, GuardError, ModelError, UsageError
 from trimtab.patching.adapters import attach
-from trimtab.patching.climb import Climb, LadderSettings
+from trimtab.patching.climb import Climb, LadderSettings, Rung
 from trimtab.patching.heldout import Bounds, Continuations, Instrument, Look, divergence
-from trimtab.patching.ladder import bounds_for, repair
+from trimtab.patching.ladder import bounds_for, notes_on, repair
 from trimtab.patching.recover import Recipe, one_shot
-from trimtab.patching.texts import PUBLISHED, bundled_material, near_duplicates, require_fit, written_by
+from trimtab.patching.texts import PUBLISHED, Writer, bundled_material, near_duplicates, require_fit, written_by
+from trimtab.tuning.pools import reader_for, tokenise
 
 SETTINGS = LadderSettings(
     samples=(1, 4, 8), steps=12, last_steps=24, drift=0.5, lengths=(), recipe=Recipe(learning_rate=5e-3)
@@ -198,4 +199,44 @@ def test_the_ancestor_drops_what_it_would_say_the_wrong_way() -> None:
     assert [a.request for a in written.refuse] == [a.request for a in material.refuse]
     assert all(a.reply == worlds.ANSWER for a in written.answer)
     own = written_by(worlds.aligned(), replace(material, writer="user"))
-    assert own.refuse == material.refuse, "a user's sample keeps its words"
+    assert own.refuse == material.refuse and own.writer == "user", "a user's sample keeps its words"
+    silent = replace(material, refuse=tuple(replace(a, reply=None) for a in material.refuse), writer="user")
+    assert written_by(worlds.aligned(), silent).writer == "ancestor", "words that the user did not give are not theirs"
+
+
+def test_the_users_own_words_are_learnt_although_there_is_an_ancestor() -> None:
+    own, cost = replace(worlds.material(), writer="user"), {}
+    brief = replace(SETTINGS, samples=(1,), last_steps=12)
+    for material in (own, worlds.material()):
+        found = repair(worlds.broken(lora=True), material, ancestor="base", settings=brief)
+        row = tokenise(found.bench.loaded, own.refuse[0], None, 3)
+        cost[found.writer] = float(reader_for(found.bench.loaded, found.bench.model).measure([row]))
+        assert found.used[0].reply == (own.refuse[0].reply if found.writer == "user" else worlds.REFUSAL)
+    assert cost["user"] < cost["ancestor"] - 1, "nats a token of the user's own words"
+
+
+@pytest.mark.parametrize(("writer", "whose"), [("user", "your own"), ("bundled", "bundled")])
+def test_without_an_ancestor_it_is_said_whose_refusals_were_learnt(writer: Writer, whose: str) -> None:
+    brief = replace(SETTINGS, samples=(1,), last_steps=1)
+    found = repair(worlds.broken(lora=True), replace(worlds.material(), writer=writer), settings=brief)
+    assert f"no aligned ancestor: {whose} refusals" in found.notes[0]
+
+
+def test_what_did_not_suffice_is_what_was_tried() -> None:
+    look = Look(0.0, 0.0, 0.0, 10, 10)
+    assert notes_on(Rung("training", 84, 4, look, 1.0), LadderSettings(samples=(6, 84)), "repaired") == [
+        "6 samples did not suffice: 84 were used"
+    ]
+    assert notes_on(Rung("training", 6, 4, look, 1.0), LadderSettings(), "repaired") == [
+        "one sample did not suffice: 6 were used"
+    ]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_repair_that_raises_leaves_nothing_attached(lora: bool) -> None:
+    loaded = worlds.broken(lora=lora)
+    before = worlds.state_of(loaded.model)
+    wild = replace(SETTINGS, recipe=Recipe(learning_rate=1e30), samples=(8,))
+    with pytest.raises(GuardError, match=r"not finite|not a number"):
+        repair(loaded, worlds.material(), settings=wild)
+    worlds.assert_as_it_was(loaded.model, before)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -130,3 +131,34 @@ def material(refusals: int = 8) -> Material:
         ),
         writer="bundled",
     )
+
+
+class State(NamedTuple):
+    """Of a model: its modules' types by name, its weights, which parameters train, which modules are in training."""
+
+    types: dict[str, type]
+    weights: dict[str, torch.Tensor]
+    trains: dict[str, bool]
+    modes: dict[str, bool]
+
+
+def state_of(model: Any) -> State:
+    """Everything that attaching an adapter changes."""
+    return State(
+        {name: type(module) for name, module in model.named_modules()},
+        {name: value.clone() for name, value in model.state_dict().items()},
+        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        {name: module.training for name, module in model.named_modules()},
+    )
+
+
+def assert_as_it_was(model: Any, before: State) -> None:
+    """The same modules, weights and flags, and the same adapters."""
+    now = state_of(model)
+    assert now.types == before.types and now.weights.keys() == before.weights.keys()
+    assert all(torch.equal(now.weights[name], value) for name, value in before.weights.items())
+    assert now.trains == before.trains and now.modes == before.modes
+    if isinstance(model, PeftModel):
+        assert list(model.peft_config) == model.active_adapters == ["default"]
+    else:
+        assert not hasattr(model, "peft_config")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AddedToken
 
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import GuardError
 from trimtab.models import LoadedModel
-from trimtab.tuning.pools import build_pools, reader_for, tokenise
+from trimtab.tuning.pools import build_pools, reader_for, tokenise, turn_end
 
 
 def _anchors() -> SafetyAnchors:
@@ -30,6 +34,31 @@ def test_rendered_ids_are_the_template_s_own(tiny: LoadedModel) -> None:
     assert row.prompt == tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert row.reply[-1] == tiny.tokenizer.eos_token_id  # the end of turn is supervised
     assert len(tokenise(tiny, _anchors().anchors[0], None, 3).reply) == 3
+
+
+@pytest.mark.parametrize(
+    ("after", "end"),
+    [
+        ("<end_of_turn>\n", "<end_of_turn>"),
+        (" <|end|>\n</s>", "<|end|>"),
+        (" </s> ", "</s>"),
+        ("", "</s>"),
+        ("\n", "</s>"),
+        (" user:", "</s>"),
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_the_end_of_turn_is_the_template_s_own(tiny: LoadedModel, after: str, end: str, special: bool) -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.add_tokens([AddedToken(name, special=special) for name in ("<end_of_turn>", "<|end|>")])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}" + after + "{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    other = replace(tiny, tokenizer=tokenizer)
+    wanted = tokenizer.convert_tokens_to_ids(end)
+    assert turn_end(other) == wanted
+    assert tokenise(other, _anchors().anchors[0], None, None).reply[-1] == wanted
 
 
 def test_an_anchor_without_supervised_tokens_raises(tiny: LoadedModel) -> None:
