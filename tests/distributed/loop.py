@@ -44,6 +44,7 @@ class Case:
 CASES: dict[str, Case] = {
     "keel": Case("keel"),
     "keel-glances": Case("keel", {"calm_after": 0, "calm_rows": 1}),
+    "keel-resumed": Case("keel", resume_at=5),
     # Adapters move this model little in ten steps. Its distributions are nearly flat: rounding would grow from one
     # correction to the next where these are held.
     "keel-lora": Case("keel", {"margin": 0.001, "target": "words"}, lora=True, tolerance=1e-4),

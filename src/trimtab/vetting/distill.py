@@ -21,6 +21,7 @@ Ours; knowledge distillation after Hinton et al. (2015), of a quantised student 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -46,6 +47,7 @@ from trimtab.vetting.progress import Progress
 from trimtab.vetting.shrink import shrink
 
 LAST_RATE = 0.1  # of the first learning rate
+CLIP = 1.0  # largest norm of the gradient of either line of the loss
 KEEP_EVERY = 10  # steps that an interruption costs at most
 # What breaks refusals while language survives, TEAL most of all, and what breaks both, OmniQuant at 4 bits most of all:
 # those have two turns. And plain 4 bits, which leave no language: hardened by the others alone, the model writes
@@ -137,18 +139,35 @@ class _Course(NamedTuple):
     edits: list[tuple[Any, Any, list[Edit]]]
     device: torch.device
 
-    def loss(self, step: int) -> float:
-        """The loss of one step; its gradient is in the parameters when this returns, each part's graph freed."""
+    def loss(self, step: int, trained: Sequence[torch.nn.Parameter]) -> float:
+        """The loss of one step; its gradient is in the parameters when this returns, each part's graph freed.
+
+        Both lines of it are clipped, each by itself: under 4 bits the first is a hundred times the second, and clipped
+        together they would leave nothing of what holds the exact model.
+        """
+        total = self._approximated(step)
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        if self.settings.clean:
+            first = [parameter.grad for parameter in trained]
+            for parameter in trained:
+                parameter.grad = None
+            total += self._exact()
+            torch.nn.utils.clip_grad_norm_(trained, CLIP)
+            _add(trained, first)
+        return total
+
+    def _approximated(self, step: int) -> float:
         base, layers, edits = self.edits[step % len(self.edits)]
         self.rows.draw, self.rows.decoded = step + 1, self.settings.reply_tokens - 1
         with installed(base, layers, edits, self.rows):
             total = sum(self._backward(side, count, 1.0) for side, count in self.counts().items())
         self.rows.decoded = 0
-        if self.settings.clean:
-            counts = {side: -(-count // 2) for side, count in self.counts().items()}
-            counts["text"] = self.settings.text_rows
-            total += sum(self._backward(name, count, self.settings.clean) for name, count in counts.items())
         return total
+
+    def _exact(self) -> float:
+        counts = {side: -(-count // 2) for side, count in self.counts().items()}
+        counts["text"] = self.settings.text_rows
+        return sum(self._backward(name, count, self.settings.clean) for name, count in counts.items())
 
     def counts(self) -> dict[str, int]:
         """Requests of each side in a step."""
@@ -171,10 +190,9 @@ def _train(course: _Course, model: Any, progress: Progress) -> list[float]:
     model.train()
     steps = range(len(losses), settings.steps)
     for step in (bar := tqdm(steps, desc="harden", unit="step", initial=len(losses), total=settings.steps)):
-        loss = course.loss(step)
+        loss = course.loss(step, state.trained)
         if not math.isfinite(loss):
             raise ModelError("the loss is not finite", seen=f"step {step}", fix="lower --learning-rate")
-        torch.nn.utils.clip_grad_norm_(state.trained, 1.0)
         state.optimizer.step()
         state.decay.step()
         state.optimizer.zero_grad(set_to_none=True)
@@ -217,6 +235,14 @@ class _State:
         for name, order in kept["orders"].items():
             self.lessons[name].order.setstate(order)
         return list(kept["losses"])
+
+
+def _add(trained: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor | None]) -> None:
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if parameter.grad is None:
+            parameter.grad = gradient
+        elif gradient is not None:
+            parameter.grad += gradient
 
 
 def _adapted(loaded: LoadedModel, settings: DistillSettings) -> Any:

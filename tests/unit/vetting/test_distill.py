@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,36 @@ def test_any_approximations_take_turns_and_leave_no_trace(
     assert tuple(record["harden"]["noise"]) == names
 
 
+@pytest.mark.parametrize(("clean", "wanted"), [(0.0, [1.0, 0.0]), (2.0, [1.0, 0.6]), (50.0, [1.0, 1.0])])
+def test_what_an_approximation_costs_does_not_drown_what_holds_the_exact_model(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, clean: float, wanted: list[float]
+) -> None:
+    """Gradients of 2 x 500 under it and of 3 x 0.1 exact, at right angles; each is clipped at 1, not their sum."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+
+    def backward(_: Any, name: str, count: int, weight: float) -> float:
+        gradient = torch.tensor([500.0, 0.0]) if active else weight * torch.tensor([0.0, 0.1])
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return 1.0
+
+    @contextmanager
+    def installed(*_: Any) -> Iterator[None]:
+        active.append(True)
+        yield
+        active.clear()
+
+    active: list[bool] = []
+    monkeypatch.setattr(distill._Course, "_backward", backward)
+    monkeypatch.setattr(distill, "installed", installed)
+    settings = replace(SETTINGS, clean=clean)
+    course = distill._Course(
+        settings, AnchorReader(tiny.model, 0, share=False), {}, Rows(), [(None, None, [])], tiny.device
+    )
+    assert course.loss(0, [parameter]) == (5.0 if clean else 2.0)
+    assert parameter.grad is not None
+    torch.testing.assert_close(parameter.grad, torch.tensor(wanted), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.usefixtures("own_words")
 def test_it_trains_in_bfloat16(tiny: LoadedModel, tmp_path: Path) -> None:
     harden_by_distillation(replace(SETTINGS, bf16=True), tmp_path / "adapter", loaded=tiny)
@@ -120,12 +151,12 @@ def test_an_interrupted_run_goes_on_to_the_very_same_adapter(
     steps: list[int] = []
     whole_loss = distill._Course.loss
 
-    def killed(course: Any, step: int) -> float:
+    def killed(course: Any, step: int, trained: Any) -> float:
         if step == killed_at and step not in steps:
             steps.append(step)
             raise KeyboardInterrupt
         steps.append(step)
-        return whole_loss(course, step)
+        return whole_loss(course, step, trained)
 
     monkeypatch.setattr(distill._Course, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
