@@ -35,11 +35,11 @@ def read_flat(path: Path, what: str, example: str) -> dict[Any, Any]:
     if not isinstance(found, dict):
         seen = f"{path}: {type(found).__name__}"
         raise UsageError(f"{what} must be flat `key: value` lines", seen=seen, fix=f"write, say, {example}")
-    check_once(text, path, what)
+    _check_once(text, path, what)
     return found
 
 
-def check_once(text: str, path: Path, what: str) -> None:
+def _check_once(text: str, path: Path, what: str) -> None:
     """YAML's reader takes the last of two equal keys and says nothing.
 
     Raises:

@@ -16,7 +16,7 @@ from trimtab import data
 from trimtab.errors import DataError
 from trimtab.generation import render
 from trimtab.models import LoadedModel
-from trimtab.tuning.pools import TokenisedAnchor
+from trimtab.tuning.pools import TokenisedAnchor, turn_end
 
 LONGEST = 256  # tokens of a row; longer prompts are cut on the left
 
@@ -73,8 +73,9 @@ def _tokenise(loaded: LoadedModel, row: dict[str, Any], number: int) -> Tokenise
         )
     if isinstance(prompt, str):
         ids: list[int] = loaded.tokenizer(prompt)["input_ids"]
+        end = loaded.tokenizer.eos_token_id
     else:
-        ids = render(loaded, prompt)
+        ids, end = render(loaded, prompt), turn_end(loaded)
     reply: list[int] = loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    reply = [*reply, loaded.tokenizer.eos_token_id][:LONGEST]
+    reply = [*reply, end][:LONGEST]
     return TokenisedAnchor(prompt=ids[-LONGEST:], reply=reply)

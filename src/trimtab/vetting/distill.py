@@ -142,7 +142,7 @@ class _Course(NamedTuple):
     def loss(self, step: int, trained: Sequence[torch.nn.Parameter]) -> float:
         """The loss of one step; its gradient is in the parameters when this returns, each part's graph freed.
 
-        Both lines of it are clipped, each by itself: under 4 bits the first is a hundred times the second, and clipped
+        Both lines of it are clipped, each by itself: under 4 bits the first is tens of times the second, and clipped
         together they would leave nothing of what holds the exact model.
         """
         total = self._approximated(step)

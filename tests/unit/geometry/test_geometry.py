@@ -78,6 +78,10 @@ def test_rows_of_every_form() -> None:
     ]
     first, second, third = tokenise_rows(loaded, forms)
     assert second == third and first.reply == second.reply and first.reply[-1] == loaded.tokenizer.eos_token_id
+    mark = loaded.tokenizer.convert_tokens_to_ids("<pad>")  # a template that ends a turn with another token
+    loaded.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<pad>{% endfor %}"
+    first, second, _ = tokenise_rows(loaded, forms)
+    assert second.reply[-1] == mark and first.reply[-1] == loaded.tokenizer.eos_token_id
     with pytest.raises(DataError, match="no completion"):
         tokenise_rows(loaded, [{"text": "sure"}])
     assert len(bundled_rows()) > 100 and bundled_rows(1) != bundled_rows(2)
