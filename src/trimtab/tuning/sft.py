@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
 
     Raises:
         UsageError: for a flag or a YAML key that neither TRL nor trimtab knows, a YAML key that is there twice.
-        DataError: for a YAML file that cannot be read.
+        DataError: for a YAML file that is not text or not YAML.
     """
     import yaml
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
@@ -78,8 +78,11 @@ def _check_configuration(argv: Sequence[str]) -> None:
 
     for place, word in enumerate(argv):
         name, equals, value = word.partition("=")
-        if name == "--config" and (equals or place + 1 < len(argv)):
-            read_flat(Path(value if equals else argv[place + 1]), "the configuration", "model_name_or_path: demo")
+        if name != "--config" or not (equals or place + 1 < len(argv)):
+            continue
+        path = Path(value if equals else argv[place + 1])
+        if path.exists():  # where there is none, TRL's reader says so: wrong usage, as any other flag's wrong value
+            read_flat(path, "the configuration", "model_name_or_path: demo")
 
 
 def run(argv: Sequence[str]) -> SftResult:

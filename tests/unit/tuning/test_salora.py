@@ -72,7 +72,10 @@ def test_without_lora_it_says_so() -> None:
     loaded = tiny_model()
     for save in ("no", "steps"):
         trainer = SimpleNamespace(
-            model=loaded.model, args=SimpleNamespace(save_strategy=save, resume_from_checkpoint=None)
+            model=loaded.model,
+            args=SimpleNamespace(save_strategy=save, resume_from_checkpoint=None),
+            is_fsdp_enabled=False,
+            is_deepspeed_enabled=False,
         )
         with pytest.raises(GuardError, match="LoRA only"):
             SaLora().before(trainer, loaded)
