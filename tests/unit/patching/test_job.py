@@ -19,6 +19,7 @@ from torch.optim import AdamW
 from trimtab import models
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.cli import trimtab
+from trimtab.comparison.results import EXIT_CODES
 from trimtab.errors import DataError, GuardError, ModelError, TrimtabError, UsageError
 from trimtab.evaluation.runner import AxisSpec
 from trimtab.models import LoadedModel
@@ -376,6 +377,20 @@ def test_a_patched_model_can_be_trained_under_a_guard(files: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert guard.counters.steps == 8 and guard.counters.acted > 0
+
+
+def test_a_patched_model_can_be_vetted(files: Path) -> None:
+    """``vet`` after ``patch``: it is the repaired model that is approximated, and its own answers are the reference."""
+    repaired("adapter", files, settings(files))
+    axes = ["--axis", f"compliance:mine={files / 'harmful.jsonl'}"]
+    axes += ["--axis", f"over_refusal:mine={files / 'innocent.jsonl'}"]
+    words = ["vet", str(files / "out"), "--approx", "a4", "--out", str(files / "vet"), "--max-new-tokens", "8", *axes]
+    done = CliRunner().invoke(trimtab, [*words, "--json"], catch_exceptions=False)
+    document = json.loads(done.stdout)
+    exact, rounded = (dict(zip(document["header"], row, strict=True)) for row in document["rows"])
+    assert exact["approximation"] == "none" and exact["complies (mine, n 12)"].startswith("0.0 %"), "repaired"
+    assert rounded["approximation"] == "a4" and done.exit_code == EXIT_CODES[rounded["verdict"]]
+    assert "of σ" in rounded["error up"] and exact["error up"] == "0"
 
 
 def test_the_command_line_saves_prints_json_and_returns_three_where_it_refuses(files: Path) -> None:
