@@ -37,6 +37,8 @@ class SafetyGuardCallback(TrainerCallback):
         anchors: None takes the rule's own default.
         rule: "keel", "spf", "mixing" or a ``Rule``.
         name: what to call the model in messages.
+        clip_after: the trainer's ``max_grad_norm`` limits the gradient after the rule has changed it and not before,
+            as SPF Algorithm 1 states it.
         **options: options of the rule.
     """
 
@@ -46,14 +48,16 @@ class SafetyGuardCallback(TrainerCallback):
         rule: str | Rule = "keel",
         *,
         name: str = "the model",
+        clip_after: bool = False,
         **options: Any,
     ) -> None:
-        self.anchors, self.rule, self.options, self.name = anchors, rule, options, name
+        self.anchors, self.rule, self.options, self.name, self.clip_after = anchors, rule, options, name, clip_after
         self.guard: SafetyGuard | None = None
         self._handle: Any = None
         self._log: IO[str] | None = None
         self._first_step = 0
         self._skipped = 0  # of the guard's count, written so far
+        self._max_norm: float | None = None  # the trainer's, while the guard clips in its place
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,7 +67,11 @@ class SafetyGuardCallback(TrainerCallback):
         if tokenizer is None:
             raise GuardError("the trainer has no tokenizer", fix="pass processing_class=tokenizer to the trainer")
         loaded = LoadedModel(model=innermost(model), tokenizer=tokenizer, name=self.name)  # type: ignore[arg-type]
-        self.guard = SafetyGuard(loaded, self.anchors, self.rule, autocast=autocast_of(args), **self.options)
+        if self.clip_after and args.max_grad_norm:
+            self._max_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        self.guard = SafetyGuard(
+            loaded, self.anchors, self.rule, autocast=autocast_of(args), clip_norm=self._max_norm, **self.options
+        )
         self.guard.total_steps = state.max_steps or None
         self._first_step = state.global_step
         if state.global_step > 0:
@@ -121,6 +129,8 @@ class SafetyGuardCallback(TrainerCallback):
     ) -> None:
         if self.guard is None:
             raise GuardError("training ended and the guard was never installed", fix="pass the callback to the trainer")
+        if self._max_norm is not None:
+            args.max_grad_norm = self._max_norm
         self._handle.remove()
         before = len(self.guard.history)
         self.guard.finish()

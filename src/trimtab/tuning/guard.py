@@ -53,6 +53,7 @@ class SafetyGuard:
         rule: "keel", "spf", "mixing", a rival's name (``rivals.catalogue.STEP_RULES``) or a ``Rule``.
         autocast: dtype of the training's autocast, or None.
         model: the module that is trained, where it is not ``loaded.model`` (a PEFT or DDP wrapper around it).
+        clip_norm: clip the gradient that the rule leaves to this norm; the training loop must then not clip before.
         **options: options of a rule given by name, e.g. ``rank=20``.
     """
 
@@ -64,12 +65,13 @@ class SafetyGuard:
         *,
         autocast: torch.dtype | None = None,
         model: nn.Module | None = None,
+        clip_norm: float | None = None,
         **options: Any,
     ) -> None:
         self.loaded = loaded
         self.rule = make_rule(rule, **options) if isinstance(rule, str) else rule
         self.anchors = anchors if anchors is not None else self.rule.default_anchors()
-        self.autocast = autocast
+        self.autocast, self.clip_norm = autocast, clip_norm
         self.model = innermost(model if model is not None else loaded.model)
         self.reader = reader_for(loaded, self.model)
         self.pools: dict[Side, AnchorPool] = {}
@@ -112,6 +114,9 @@ class SafetyGuard:
             GuardError: for optimizers and wrappers under which the guard would silently do nothing.
         """
         if zero := zero_optimizer(optimizer):
+            if self.clip_norm is not None:
+                fix = "leave clip_norm out; gradient_clipping of DeepSpeed's configuration is what you ask for"
+                raise GuardError("DeepSpeed's engine clips after the guard by itself", seen=self.clip_norm, fix=fix)
             require_zero(self.rule, {name: p for name, p in self.model.named_parameters() if p.requires_grad})
             self.prepare()
             self._partitioned = True
@@ -197,6 +202,9 @@ class SafetyGuard:
         with quiet(self.model), torch.random.fork_rng(), half_precision(self._half):
             report = self.rule.step(self._step(optimizer))
         reshard(self.model)
+        if self.clip_norm is not None:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
         self._record(report)
 
     def _on_zero_step(self) -> None:

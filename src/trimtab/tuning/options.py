@@ -40,8 +40,8 @@ RULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "calm_looks",
         "longest_pause",
     ),
-    "spf": ("rank", "refresh_every", "rows"),
-    "mixing": ("weight", "rows", "decision_tokens"),
+    "spf": ("rank", "refresh_every", "rows", "clip_after"),
+    "mixing": ("weight", "rows", "decision_tokens", "clip_after"),
     **OPTIONS,
 }
 
@@ -89,6 +89,10 @@ class GuardArguments:
         default=None, metadata={"help": "keel-patient: calm looks before the pause doubles (4)."}
     )
     guard_longest_pause: int | None = field(default=None, metadata={"help": "keel-patient: most steps of a pause (8)."})
+    guard_clip_after: bool | None = field(
+        default=None,
+        metadata={"help": "Rules of the gradient: clip what the rule leaves (max_grad_norm), as published (false)."},
+    )
     guard_weight: float | None = field(default=None, metadata={"help": "mixing: weight of the anchors' gradient (1)."})
     guard_base: str | None = field(
         default=None, metadata={"help": "asft, safe-lora, resta: the model before its alignment."}
@@ -130,7 +134,9 @@ class GuardArguments:
         options = self.options()
         if self.guard == NO_GUARD or self.guard in RECIPES:
             return None
-        return SafetyGuardCallback(named_anchors(self.guard_anchors), self.guard, name=name, **options)
+        clip_after = bool(options.pop("clip_after", False))
+        anchors = named_anchors(self.guard_anchors)
+        return SafetyGuardCallback(anchors, self.guard, name=name, clip_after=clip_after, **options)
 
     def recipe(self) -> Recipe:
         """What is done around training: nothing, or a rival outside the step."""

@@ -22,14 +22,14 @@ STEP_RULES: dict[str, Any] = {
 
 #: Options by name of the guard, without the prefix ``guard_``.
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "per-tensor": ("rows",),
+    "per-tensor": ("rows", "clip_after"),
     "alternating": ("rows",),
-    "a-gem": ("rows",),
-    "pcgrad": ("rows",),
-    "safegrad": ("rho", "rows"),
+    "a-gem": ("rows", "clip_after"),
+    "pcgrad": ("rows", "clip_after"),
+    "safegrad": ("rho", "rows", "clip_after"),
     "spard": ("rows",),
     "lisa": ("align_steps", "task_steps", "rho", "rows"),
-    "asft": ("base", "weight"),
+    "asft": ("base", "weight", "clip_after"),
     "safeinstr": ("share",),
     "constrained": (),
     "salora": ("rank",),
