@@ -161,7 +161,7 @@ def naive(guard: SafetyGuard) -> None:
         if gradient is None or parameter.grad is None:
             continue
         U = torch.linalg.svd(gradient.reshape(gradient.shape[0], -1), full_matrices=False)[0][:, :20]
-        parameter.grad.copy_(project_out(parameter.grad, U))
+        parameter.grad.copy_(project_out(parameter.grad, U).kept)
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from trimtab.gradients.factors import Factors
-from trimtab.gradients.sharding import is_sharded, scalar
+from trimtab.gradients.sums import dot
 from trimtab.gradients.surgery import coarse_matmul, joint_step
 
-AT_ONCE = 1 << 18  # elements of a product taken in float32 before it is summed in float64
 BUILT_AT_ONCE = 1 << 22  # elements of a factored block that are built at a time
 
 
@@ -53,9 +52,7 @@ class Direction:
 def inner(one: Direction, other: Direction) -> float:
     """``<one, other>`` over the blocks that both have, without building a factored one.
 
-    Dense blocks: products of at most 2^18 elements are taken in float32 and summed in float64: as good as float64
-    throughout for what is decided with it (relative error below 1e-6 of the norms' product), without its two wide
-    copies of every block.
+    Dense blocks as in ``sums.py``.
     """
     return sum(_inner(block, other.block(name)) for name, block in one.blocks() if name in other)
 
@@ -158,7 +155,4 @@ def _inner(one: Tensor | Factors, other: Tensor | Factors) -> float:
     if isinstance(other, Factors):
         with coarse_matmul():
             return float(other.inner(one.flatten(1)))
-    if is_sharded(one) or is_sharded(other):
-        return scalar((one.double() * other.double()).sum())
-    pairs = zip(one.reshape(-1).split(AT_ONCE), other.reshape(-1).split(AT_ONCE), strict=True)
-    return float(torch.stack([torch.dot(a.float(), b.float()) for a, b in pairs]).double().sum())
+    return dot(one, other)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import GuardError
+from trimtab.gradients.sums import dot, squared_norm
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ class SafetyGradient:
         if name in self.factored:
             return self.factored[name].inner(gradient.reshape(gradient.shape[0], -1))
         if name in self.dense:
-            return (self.dense[name] * gradient.to(self.dense[name].dtype)).sum(dtype=torch.float64)
+            return torch.tensor(dot(self.dense[name], gradient), dtype=torch.float64)
         return None
 
     def squared_norm(self) -> float:
         """``||g_s||^2`` over all blocks."""
         total = sum((float(block.squared_norm()) for block in self.factored.values()), 0.0)
-        return total + sum(float(block.double().square().sum()) for block in self.dense.values())
+        return total + squared_norm(self.dense)
 
 
 def safety_gradient(model: nn.Module, loss_of: Callable[[], Tensor]) -> SafetyGradient:

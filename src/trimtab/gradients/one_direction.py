@@ -3,7 +3,7 @@
 Covered: A-GEM (arXiv 1812.00420), PCGrad (arXiv 2001.06782), SafeGrad's combination (arXiv 2508.07172), the per-tensor
 projection of the SPF authors' released trainer. Not covered: SPF Algorithm 1 (``surgery.py``), taking the gradients.
 
-Every function is pure: two gradients by name in, edited blocks out; sums in float64.
+Every function is pure: two gradients by name in, edited blocks out; sums as in ``sums.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import GuardError
-from trimtab.gradients.sharding import scalar
+from trimtab.gradients.sums import dot, squared_norm
 from trimtab.gradients.surgery import Gradients
 
 #: Below this squared norm of a tensor's anchor gradient the released SPF trainer leaves the task gradient alone.
@@ -46,7 +46,7 @@ def inner(first: Gradients, second: Gradients) -> float:
     Raises:
         GuardError: when it is not finite.
     """
-    total = sum(scalar((first[name].double() * second[name].double()).sum()) for name in first if name in second)
+    total = sum(dot(first[name], second[name]) for name in first if name in second)
     if not math.isfinite(total):
         raise GuardError("a gradient is not finite", seen=f"inner product {total}", fix="lower the learning rate")
     return total
@@ -59,25 +59,28 @@ def per_tensor(task: Gradients, anchor: Gradients, threshold: float = RELEASED_T
     """
     _require_shared(task, anchor)
     edited: dict[str, Tensor] = {}
-    total, disabled = 0.0, 0
+    total, lost, disabled = 0.0, 0.0, 0
     for name in (name for name in task if name in anchor):  # in one order on every process
-        value, size = inner({name: task[name]}, {name: anchor[name]}), _squared({name: anchor[name]})
+        value, size = inner({name: task[name]}, {name: anchor[name]}), dot(anchor[name], anchor[name])
         total += value
         if value < 0 and size > threshold:
             edited[name] = _minus(task[name], value / size, anchor[name])
+            lost += value**2 / size
         elif value < 0:
             disabled += 1
-    return Edited(edited, total, len(edited), disabled, _removed(task, edited))
+    return Edited(edited, total, len(edited), disabled, _share(lost, squared_norm(task)))
 
 
 def agem(task: Gradients, anchor: Gradients) -> Edited:
     """A-GEM, equations 10-11: ``if <g, g_ref> < 0: g -= (<g, g_ref> / <g_ref, g_ref>) g_ref``, over all blocks."""
     _require_shared(task, anchor)
-    value, size = inner(task, anchor), _squared(anchor)
+    value, size = inner(task, anchor), squared_norm(anchor)
     if value >= 0 or size == 0:
         return Edited({}, value, 0, 0, 0.0)
-    edited = {name: _minus(task[name], value / size, anchor[name]) for name in task.keys() & anchor.keys()}
-    return Edited(edited, value, len(edited), 0, _removed(task, edited))
+    shared = [name for name in task if name in anchor]
+    edited = {name: _minus(task[name], value / size, anchor[name]) for name in shared}
+    lost = (value / size) ** 2 * squared_norm({name: anchor[name] for name in shared})
+    return Edited(edited, value, len(edited), 0, _share(lost, squared_norm(task)))
 
 
 def pcgrad(task: Gradients, anchor: Gradients) -> Edited:
@@ -89,10 +92,11 @@ def pcgrad(task: Gradients, anchor: Gradients) -> Edited:
     value = inner(task, anchor)
     if value >= 0:
         return Edited(_sum(task, anchor), value, 0, 0, 0.0)
-    mine = {name: _minus(g, value / _squared(anchor), anchor[name]) for name, g in task.items() if name in anchor}
-    theirs = {name: _minus(g, value / _squared(task), task[name]) for name, g in anchor.items() if name in task}
-    removed = _removed(task, mine)
-    return Edited(_sum({**task, **mine}, {**anchor, **theirs}), value, len(mine), 0, removed)
+    size, length = squared_norm(anchor), squared_norm(task)
+    mine = {name: _minus(g, value / size, anchor[name]) for name, g in task.items() if name in anchor}
+    theirs = {name: _minus(g, value / length, task[name]) for name, g in anchor.items() if name in task}
+    lost = (value / size) ** 2 * squared_norm({name: anchor[name] for name in mine})
+    return Edited(_sum({**task, **mine}, {**anchor, **theirs}), value, len(mine), 0, _share(lost, length))
 
 
 def safegrad(task: Gradients, anchor: Gradients, rho: float = 1.0) -> Edited:
@@ -120,13 +124,8 @@ def _minus(gradient: Tensor, factor: float, direction: Tensor) -> Tensor:
     return torch.sub(gradient.float(), direction.float(), alpha=factor).to(gradient.dtype)
 
 
-def _squared(gradients: Gradients) -> float:
-    return sum(scalar(gradient.double().square().sum()) for gradient in gradients.values())
-
-
-def _removed(task: Gradients, edited: Gradients) -> float:
-    before = _squared({name: task[name] for name in edited})
-    return math.sqrt(max(before - _squared(edited), 0.0)) / max(math.sqrt(_squared(task)), 1e-30)
+def _share(lost: float, squared: float) -> float:
+    return math.sqrt(lost) / max(math.sqrt(squared), 1e-30)
 
 
 def _require_shared(task: Gradients, anchor: Gradients) -> None:

@@ -1,7 +1,7 @@
 """Gradient surgery: pure functions from (task gradient, safety gradient) to an edited task gradient.
 
 Covered: the global conflict test, SPF Algorithm 1, removal of one direction, Polyak's step for one or more losses.
-Not covered: where gradients come from, optimizers, frameworks. Nothing here changes its arguments.
+Not covered: where gradients come from, optimizers, frameworks. Nothing here changes its arguments unless asked to.
 
 Source of the algorithm: "Understanding and Preserving Safety in Fine-Tuned LLMs" (arXiv 2601.10141), Algorithm 1.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from trimtab.errors import GuardError
 from trimtab.gradients.factors import SafetyGradient
 from trimtab.gradients.subspace import Basis, basis_of_factors, basis_of_matrix
+from trimtab.gradients.sums import squared_norm
 
 Gradients = Mapping[str, Tensor]
 
@@ -59,7 +60,14 @@ def conflict(task: Gradients, safety: SafetyGradient) -> float:
     return total
 
 
-def spf_algorithm1(task: Gradients, safety: SafetyGradient, rank: int = 20) -> Surgery:
+class Remainder(NamedTuple):
+    """``kept``: what is left of a block, in float32, of its shape. ``removed``: squared norm of what was taken off."""
+
+    kept: Tensor
+    removed: float
+
+
+def spf_algorithm1(task: Gradients, safety: SafetyGradient, rank: int = 20, *, in_place: bool = False) -> Surgery:
     """SPF Algorithm 1: where the whole gradients conflict, take every block off its top-``rank`` left safety subspace.
 
     ``if <g_u, g_s> < 0: G_u <- G_u - U (U^T G_u)`` for every block, with ``U`` (rows x k) the left singular vectors of
@@ -73,15 +81,16 @@ def spf_algorithm1(task: Gradients, safety: SafetyGradient, rank: int = 20) -> S
         task: by name, each of the parameter's shape.
         safety: the anchors' gradient at the same parameters.
         rank: k, the paper's 20.
+        in_place: edit the task's own tensors, without room for a second copy of them.
     """
     with full_precision_matmul():  # its sign decides
         value = conflict(task, safety)
-    norm = _norm(task)
+    norm = math.sqrt(squared_norm(task))
     cosine = value / max(norm * safety.squared_norm() ** 0.5, 1e-30)
     if value >= 0:
         return Surgery(gradients={}, conflict=value, cosine=cosine, removed=0.0, projected=0)
     edited: dict[str, Tensor] = {}
-    kept, before = 0.0, 0.0
+    removed = 0.0
     with full_precision_matmul():
         for name, gradient in task.items():
             basis = safety_basis(safety, name, rank)
@@ -89,14 +98,13 @@ def spf_algorithm1(task: Gradients, safety: SafetyGradient, rank: int = 20) -> S
                 continue
             rows = gradient.shape[0] if gradient.ndim else 1
             if basis.U.shape[1] >= rows and gradient.numel() > 1:
-                result = remove_direction(gradient, _dense_block(safety, name))
+                left = remove_direction(gradient, _dense_block(safety, name))
             else:
-                result = project_out(gradient, basis.U)
-            edited[name] = result.to(gradient.dtype)
-            kept += float(result.double().square().sum())
-            before += float(gradient.double().square().sum())
-    removed = (max(before - kept, 0.0) ** 0.5) / max(norm, 1e-30)
-    return Surgery(gradients=edited, conflict=value, cosine=cosine, removed=removed, projected=len(edited))
+                left = project_out(gradient, basis.U, in_place=in_place)
+            edited[name] = _stored(left.kept, gradient) if in_place else left.kept.to(gradient.dtype)
+            removed += left.removed
+    share = math.sqrt(removed) / max(norm, 1e-30)
+    return Surgery(gradients=edited, conflict=value, cosine=cosine, removed=share, projected=len(edited))
 
 
 def safety_basis(safety: SafetyGradient, name: str, rank: int) -> Basis | None:
@@ -106,19 +114,28 @@ def safety_basis(safety: SafetyGradient, name: str, rank: int) -> Basis | None:
     return basis_of_matrix(safety.dense[name], rank) if name in safety.dense else None
 
 
-def project_out(gradient: Tensor, U: Tensor) -> Tensor:
-    """``G - U (U^T G)`` in float32; ``gradient`` (rows, ...), ``U`` rows x k with orthonormal columns."""
-    flat = gradient.float().reshape(U.shape[0], -1)
-    return (flat - U @ (U.T @ flat)).reshape(gradient.shape)
+def project_out(gradient: Tensor, U: Tensor, *, in_place: bool = False) -> Remainder:
+    """``G - U (U^T G)`` in float32, and ``||U^T G||^2``.
+
+    Args:
+        gradient: (rows, ...). U: rows x k with orthonormal columns.
+        in_place: a float32 gradient that lies row by row is itself changed.
+    """
+    flat = gradient.float().reshape(U.shape[0], -1)  # of such a gradient a view
+    along = U.T @ flat  # k x columns
+    mine = in_place and flat.data_ptr() == gradient.data_ptr()
+    kept = flat.addmm_(U, along, alpha=-1) if mine else torch.addmm(flat, U, along, alpha=-1)
+    return Remainder(kept.reshape(gradient.shape), float(along.square().sum(dtype=torch.float64)))
 
 
-def remove_direction(gradient: Tensor, direction: Tensor) -> Tensor:
+def remove_direction(gradient: Tensor, direction: Tensor) -> Remainder:
     """``g - (<g, d> / <d, d>) d`` in float32: what is left has no component along ``direction`` (same shape)."""
     squared = direction.double().square().sum()
     if float(squared) == 0.0:
-        return gradient.float()
+        return Remainder(gradient.float(), 0.0)
     inner = (gradient.double() * direction.double()).sum()
-    return gradient.float() - (inner / squared).float() * direction.float()
+    kept = gradient.float() - (inner / squared).float() * direction.float()
+    return Remainder(kept, float(inner.square() / squared))
 
 
 def joint_step(losses: Tensor, gram: Tensor) -> Tensor:
@@ -176,5 +193,5 @@ def _dense_block(safety: SafetyGradient, name: str) -> Tensor:
     return safety.factored[name].dense() if name in safety.factored else safety.dense[name]
 
 
-def _norm(task: Gradients) -> float:
-    return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in task.values()))
+def _stored(kept: Tensor, gradient: Tensor) -> Tensor:
+    return gradient if kept.data_ptr() == gradient.data_ptr() else gradient.copy_(kept)

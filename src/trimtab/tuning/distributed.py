@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import GuardError
-from trimtab.gradients.sharding import is_sharded, scalar, whole
+from trimtab.gradients.sharding import is_sharded, whole
 from trimtab.gradients.subspace import basis_of_matrix
+from trimtab.gradients.sums import dot, squared_norm
 from trimtab.gradients.surgery import Surgery, full_precision_matmul, project_out, remove_direction
 
 #: Rules that would be wrong on shards or are not known to be right, and why; ``require_shardable`` refuses them.
@@ -119,16 +120,16 @@ def spf_on_shards(task: dict[str, Tensor], anchor: dict[str, Tensor], rank: int)
     shared = [name for name in task if name in anchor]
     if not shared:
         raise GuardError("task and anchors share no parameter, so the guard cannot act", fix="check what is trainable")
-    conflict = sum(scalar((task[name].double() * anchor[name].double()).sum()) for name in shared)
+    conflict = sum(dot(task[name], anchor[name]) for name in shared)
     if not math.isfinite(conflict):
         raise GuardError("a gradient is not finite", seen=conflict, fix="lower the learning rate")
-    norm = math.sqrt(_squared(task))
-    cosine = conflict / max(norm * math.sqrt(_squared(anchor)), 1e-30)
+    norm = math.sqrt(squared_norm(task))
+    cosine = conflict / max(norm * math.sqrt(squared_norm(anchor)), 1e-30)
     if conflict >= 0:
         return Surgery({}, conflict, cosine, removed=0.0, projected=0)
     with torch.no_grad(), full_precision_matmul():
         lost = [_project_block(task[name], whole(anchor[name]), rank) for name in shared]
-    removed = math.sqrt(max(sum(value for value in lost if value is not None), 0.0)) / max(norm, 1e-30)
+    removed = math.sqrt(sum(value for value in lost if value is not None)) / max(norm, 1e-30)
     return Surgery({}, conflict, cosine, removed, projected=sum(value is not None for value in lost))
 
 
@@ -200,10 +201,6 @@ def _whole_on_cpu(tensor: Tensor) -> Tensor:
     return tensor.cpu()
 
 
-def _squared(gradients: Mapping[str, Tensor]) -> float:
-    return sum(scalar(gradient.double().square().sum()) for gradient in gradients.values())
-
-
 def _project_block(task: Tensor, anchor: Tensor, rank: int) -> float | None:
     """Project one block in place; the squared norm that it lost, or None where the anchors do not reach it."""
     basis = basis_of_matrix(anchor, rank)
@@ -212,6 +209,6 @@ def _project_block(task: Tensor, anchor: Tensor, rank: int) -> float | None:
     gradient = whole(task)
     rows = gradient.shape[0] if gradient.ndim else 1
     deletes = basis.U.shape[1] >= rows and gradient.numel() > 1
-    result = remove_direction(gradient, anchor) if deletes else project_out(gradient, basis.U)
-    task.copy_(cut_like(result.to(gradient.dtype), task))
-    return float(gradient.double().square().sum() - result.double().square().sum())
+    left = remove_direction(gradient, anchor) if deletes else project_out(gradient, basis.U)
+    task.copy_(cut_like(left.kept.to(gradient.dtype), task))
+    return left.removed

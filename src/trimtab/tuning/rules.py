@@ -148,9 +148,7 @@ class SpfRule:
         if any(is_sharded(parameter) for parameter in step.parameters.values()):
             return self._step_sharded(step, pool)
         safety, task = self._safety(step, pool), step.gradients
-        result = spf_algorithm1(task, safety, self.rank)
-        for name, gradient in result.gradients.items():
-            task[name].copy_(gradient)
+        result = spf_algorithm1(task, safety, self.rank, in_place=True)
         return Report(
             anchor_loss={"refuse": safety.loss},
             conflict=result.conflict,

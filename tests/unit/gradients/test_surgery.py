@@ -91,6 +91,33 @@ def test_arguments_are_not_changed() -> None:
     assert all(torch.equal(task[name], before[name]) for name in task)
 
 
+def test_in_place_it_edits_the_task_itself_to_the_same_values() -> None:
+    """Contiguous float32 blocks are projected where they lie; a transposed one and a half one are written back."""
+    task, safety = _problem(3)
+    expected = {name: gradient.double() for name, gradient in spf_algorithm1(task, safety).gradients.items()}
+    first = next(iter(safety.factored))
+    task[first] = task[first].T.contiguous().T
+    assert not task[first].is_contiguous()
+    places = {name: gradient.data_ptr() for name, gradient in task.items()}
+    result = spf_algorithm1(task, safety, in_place=True)
+    for name, gradient in task.items():
+        assert gradient.data_ptr() == places[name] and result.gradients[name] is gradient
+        torch.testing.assert_close(gradient.double(), expected[name], atol=1e-5, rtol=1e-5)
+    half = {name: gradient.bfloat16() for name, gradient in _problem(3)[0].items()}
+    pure = spf_algorithm1(half, safety).gradients
+    spf_algorithm1(half, safety, in_place=True)
+    assert all(torch.equal(half[name], pure[name]) and pure[name].dtype == torch.bfloat16 for name in half)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_removed_is_what_is_missing(seed: int) -> None:
+    task, safety = _problem(seed)
+    result = spf_algorithm1(task, safety, rank=2)
+    before = sum(float(task[name].double().square().sum()) for name in task)
+    lost = sum(float((task[name] - edited).double().square().sum()) for name, edited in result.gradients.items())
+    assert 0.01 < result.removed < 1 and result.removed == pytest.approx((lost / before) ** 0.5, rel=1e-4)
+
+
 def test_scaling_the_task_gradient_changes_no_decision() -> None:
     task, safety = _problem(4)
     small = spf_algorithm1(task, safety)
@@ -202,8 +229,11 @@ def test_joint_step_leaves_out_a_loss_that_is_served_anyway() -> None:
 def test_remove_direction_and_project_out_agree_for_one_column() -> None:
     draw = torch.Generator().manual_seed(5)
     g, d = torch.randn(8, generator=draw), torch.randn(8, generator=draw)
-    torch.testing.assert_close(remove_direction(g, d), project_out(g, (d / d.norm())[:, None]), atol=1e-6, rtol=1e-5)
-    assert torch.equal(remove_direction(g, torch.zeros(8)), g)
+    one, other = remove_direction(g, d), project_out(g, (d / d.norm())[:, None])
+    torch.testing.assert_close(one.kept, other.kept, atol=1e-6, rtol=1e-5)
+    assert one.removed == pytest.approx(float(g.square().sum() - one.kept.square().sum()), rel=1e-4)
+    assert other.removed == pytest.approx(one.removed, rel=1e-4)
+    assert torch.equal(remove_direction(g, torch.zeros(8)).kept, g)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimtab import prefix
 from trimtab.errors import GuardError
-from trimtab.gradients.sharding import scalar
+from trimtab.gradients.sums import squared_norm
 from trimtab.precision import at_least_float32
 from trimtab.tuning.pools import AnchorReader, TokenisedAnchor
 from trimtab.tuning.rules import Step, gradients_of, require_pool
@@ -49,6 +49,6 @@ def decision_log_probabilities(reader: AnchorReader, rows: Sequence[TokenisedAnc
 
 def clipped(gradients: dict[str, Tensor], largest: float) -> dict[str, Tensor]:
     """Scale down to a Euclidean norm of at most ``largest`` over all blocks (as ``clip_grad_norm_``)."""
-    norm = math.sqrt(sum(scalar(gradient.double().square().sum()) for gradient in gradients.values()))
+    norm = math.sqrt(squared_norm(gradients))
     scale = min(1.0, largest / (norm + 1e-6))
     return {name: gradient * scale for name, gradient in gradients.items()}
