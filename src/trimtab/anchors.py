@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, cast
 
@@ -112,21 +111,12 @@ class SafetyAnchors:
 
 def anchor_pairs() -> list[data.RequestPair]:
     """The training pairs that the bundled pool uses, interleaved so that any prefix is spread over the categories."""
-    return _interleaved(first_half=True)
+    return data.interleaved(data.requests("train"), slice(ANCHORS_PER_CATEGORY))
 
 
 def spare_pairs() -> list[data.RequestPair]:
     """The training pairs that no bundled anchor uses, interleaved by category."""
-    return _interleaved(first_half=False)
-
-
-def _interleaved(*, first_half: bool) -> list[data.RequestPair]:
-    by_category: dict[str, list[data.RequestPair]] = {}
-    for pair in data.requests("train"):
-        by_category.setdefault(pair.category, []).append(pair)
-    chosen = slice(None, ANCHORS_PER_CATEGORY) if first_half else slice(ANCHORS_PER_CATEGORY, None)
-    columns = [pairs[chosen] for pairs in by_category.values()]
-    return [pair for row in zip_longest(*columns) for pair in row if pair is not None]
+    return data.interleaved(data.requests("train"), slice(ANCHORS_PER_CATEGORY, None))
 
 
 def _parse(line: str, where: str) -> Anchor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,27 @@ def test_the_check_on_an_ordinary_layer() -> None:
 
 def test_other_layers_are_left_alone() -> None:
     assert keep_order(worlds.aligned().model) == 0
+
+
+def test_quada_trains_layers_in_their_first_order(
+    quantised: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it trains the model was looked at: for its sites, its answers, and the reference."""
+    from trimtab.vetting import harden as hardening
+
+    rows = [{"prompt": f"{verb} the cake today", "chosen": worlds.REFUSAL, "rejected": worlds.ANSWER, "harmful": True}
+            for verb in ("steal", "burn")]  # fmt: skip
+    data = tmp_path / "preferences.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    found: list[float] = []
+
+    def train(trainer: Any) -> None:
+        trainer.model.eval()
+        found.append(disagreement(trainer.model, one_of(trainer.model)))
+        raise InterruptedError
+
+    monkeypatch.setattr(hardening.HardeningTrainer, "train", train)
+    settings = hardening.HardenSettings("quantised", "none", data=str(data), cosine=0.0, batch_size=2)
+    with pytest.raises(InterruptedError):
+        hardening.harden(settings, tmp_path / "out", loaded=quantised)
+    assert found[0] < 0.05

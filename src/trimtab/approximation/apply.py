@@ -31,10 +31,11 @@ LABEL, WHOLE_ROWS = "_trimtab_approximation", "_trimtab_whole_rows"
 
 
 class Approximation:
-    """What is on a model now. ``label``: canonical string; ``notes``: what a reader must know of each technique."""
+    """What is on a model now. ``label``: canonical string; ``notes``: what a reader must know of each technique;
+    ``rows``: the tokens that it sees."""
 
-    def __init__(self, base: Any, label: str, notes: list[str], edits: Sequence[Edit], undo: Undo) -> None:
-        self.base, self.label, self.notes, self.edits, self._undo = base, label, notes, edits, undo
+    def __init__(self, base: Any, label: str, notes: list[str], edits: Sequence[Edit], rows: Rows, undo: Undo) -> None:
+        self.base, self.label, self.notes, self.edits, self.rows, self._undo = base, label, notes, edits, rows, undo
 
     def out_of_range(self, site: Site = "activation") -> dict[int, tuple[float, float, float]]:
         """Layer -> share of values outside a polynomial's range at a site so far, smallest and largest value seen."""
@@ -108,7 +109,7 @@ def attach(
         delattr(base, WHOLE_ROWS)
         undo()
 
-    return Approximation(base, label, notes, edits, clean)
+    return Approximation(base, label, notes, edits, rows, clean)
 
 
 def active_label(model: Any) -> str:

@@ -7,6 +7,7 @@ made of them (``sparsity.py``, ``quantization.py``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.approximation.sites import LayerSites, Site
+from trimtab.approximation.sites import LayerSites, Site, evaluating
 from trimtab.approximation.technique import Edit, Rows
 from trimtab.errors import ApproximationError, DataError
 
@@ -64,7 +65,7 @@ def default_rows(tokenizer: Any, count: int = DEFAULT_ROWS) -> tuple[tuple[int, 
             "calibration needs a chat template", fix="give rows of token ids: calibration_rows=[[...], ...]"
         )
     questions = data.instructions("train")[: count // 2]
-    pairs = data.requests("train")
+    pairs = data.interleaved(data.requests("train"))
     questions += [pair.benign for pair in pairs[: count - len(questions)]]
     answers = data.affirmations()
     rows = []
@@ -113,7 +114,7 @@ def collect(base: Any, layers: Sequence[LayerSites], ids: Sequence[Sequence[int]
     watcher = _Watcher(Rows())
     edits = [edit for layer in layers for edit in watcher.edits(layer)]
     order = sorted(ids, key=len)
-    with installed(base, layers, edits, watcher.rows), torch.no_grad():
+    with evaluating(base), installed(base, layers, edits, watcher.rows), torch.no_grad():  # a trainer's has dropout on
         for start in range(0, len(order), BATCH):
             batch, mask = padded(order[start : start + BATCH])
             base(
@@ -130,6 +131,15 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids[number, : len(row)] = torch.tensor(row)
         mask[number, : len(row)] = 1
     return ids, mask
+
+
+def stride(values: int, kept: int, width: int) -> int:
+    """The largest step that keeps at least ``kept`` of the values and, sharing no factor with ``width``, visits every
+    channel: what lies in rows of ``width`` channels is otherwise read in a few of them only."""
+    step = max(1, values // kept)
+    while math.gcd(step, width) > 1:
+        step -= 1
+    return step
 
 
 class _Watcher:
@@ -163,15 +173,15 @@ class _Watcher:
         flat = x.reshape(-1, x.shape[-1])  # tokens x channels
         real = self.rows.real
         if real is not None and self.rows.selected is None and real.numel() == flat.shape[0]:
-            flat = flat[real.reshape(-1)]
+            flat = flat[real.reshape(-1).to(flat.device)]  # layers may lie on several devices
         elif real is not None and self.rows.selected is not None and self.rows.selected.numel() == flat.shape[0]:
-            flat = flat[real.reshape(-1)[self.rows.selected]]
+            flat = flat[real.reshape(-1)[self.rows.selected].to(flat.device)]
         if not len(flat):
             return
         key = (layer, site)
         highest = flat.abs().amax(0).float()
         self.largest[key] = torch.maximum(self.largest[key], highest) if key in self.largest else highest
-        step = max(1, flat.numel() // (SAMPLE // 6))
+        step = stride(flat.numel(), SAMPLE // 6, flat.shape[1])
         self.parts.setdefault(key, []).append(flat.reshape(-1)[::step].float().clone())
         kept = self.inputs.get(key)
         if site in ("attn_in", "up") and (kept is None or len(kept) < self.keep_tokens):

@@ -227,11 +227,16 @@ def learnt_scale(layer: LayerSites, site: Site, calibration: Calibration, bits: 
     without decay; both as OmniQuant. The source fits a whole block's output; a site's maps are linear and next to it,
     so we fit theirs. The best scale seen is kept, so it is never worse than the start.
     """
-    x = calibration.inputs[layer.index, site][:FITTING_TOKENS]
+    with torch.inference_mode(False):  # where the caller has it on, nothing could be fitted
+        return _fitted(layer, site, calibration, bits, steps)
+
+
+def _fitted(layer: LayerSites, site: Site, calibration: Calibration, bits: int, steps: int) -> Tensor:
+    x = calibration.inputs[layer.index, site][:FITTING_TOKENS].clone()
     stacked = torch.cat([weight.float() for weight in site_weights(layer, site)])
     stride = max(1, len(stacked) // 512)  # a spread of output rows is enough to fit as many scales
     weight = stacked[::stride]
-    start = smoothing_scale(calibration.largest[layer.index, site], weight_maxima(layer, site), 0.5)
+    start = smoothing_scale(calibration.largest[layer.index, site].clone(), weight_maxima(layer, site), 0.5)
     target = x @ weight.T
     logs = start.log().clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([logs], lr=FITTING_RATE, weight_decay=0.0)

@@ -128,7 +128,7 @@ def zero_below(limit: float, prefill: float, rows: Rows) -> Callable[[Tensor], T
         late = late.reshape(-1)  # rows x width -> flat
         if rows.selected is not None:
             late = late[rows.selected]
-        return torch.where(late.reshape(*x.shape[:-1], 1), kept, x)
+        return torch.where(late.to(x.device).reshape(*x.shape[:-1], 1), kept, x)
 
     return cut
 

@@ -224,7 +224,8 @@ def harden(
     _refuse_unread(context, method, given)
     with redirect_stdout(sys.stderr):  # TRL prints its log there
         found, settings = (_distill if method == "distill" else _quada)(model, out, noise, given)
-    against = ", ".join(dict.fromkeys(noise or settings.noise))
+    # what was trained under: --all-layers changes what was typed
+    against = settings.noise if method == "quada" else ", ".join(dict.fromkeys(settings.noise))
     size = found.size
     held = (
         [f"exact, {size.drift:.3f} nats a token from {model}, at {size.scale:.0%} of its trained size"] if size else []

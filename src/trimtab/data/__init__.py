@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib.resources import files
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 Split = Literal["train", "eval"]
@@ -40,6 +42,15 @@ class Ticket(NamedTuple):
 def requests(split: Split) -> list[RequestPair]:
     """The request pairs of one split."""
     return [RequestPair(**row) for row in _rows("requests.jsonl") if row["split"] == split]
+
+
+def interleaved(pairs: Iterable[RequestPair], each: slice = slice(None)) -> list[RequestPair]:
+    """Pairs, their categories in turn, so that any first part is spread over all; ``each``: which of a category."""
+    by_category: dict[str, list[RequestPair]] = {}
+    for pair in pairs:
+        by_category.setdefault(pair.category, []).append(pair)
+    columns = [rows[each] for rows in by_category.values()]
+    return [pair for row in zip_longest(*columns) for pair in row if pair is not None]
 
 
 def tickets(split: Split) -> list[Ticket]:

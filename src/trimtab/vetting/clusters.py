@@ -70,8 +70,7 @@ def shown_layers(loaded: LoadedModel) -> tuple[int, ...]:
 
 def drift(loaded: LoadedModel, name: str, *, layers: tuple[int, ...], pairs: int = PAIRS) -> Drift:
     """Measure silhouettes and drift on bundled evaluation pairs."""
-    chosen = data.requests("eval")
-    chosen = chosen[:: max(1, len(chosen) // pairs)][:pairs]
+    chosen = data.interleaved(data.requests("eval"))[:pairs]
     prompts = [*(pair.harmful for pair in chosen), *(pair.benign for pair in chosen)]
     exact = last_token_outputs(loaded, prompts, layers)
     with approximate(loaded, name):

@@ -36,6 +36,7 @@ from trimtab.approximation.noise import Noise
 from trimtab.approximation.sites import base_of, find_sites
 from trimtab.approximation.technique import Rows, Subject, Technique
 from trimtab.errors import ModelError, UsageError
+from trimtab.four_bits import keep_order
 from trimtab.models import LoadedModel
 from trimtab.vetting.adapters import Hardened, check_start, save
 from trimtab.vetting.derivatives import trainable_edits
@@ -168,9 +169,11 @@ def _harden(
     given = from_file(Path(settings.data)) if settings.data else None
     loaded = loaded or models.load(settings.model)
     check_layers(techniques, find_sites(loaded.model))  # before the model writes its pairs
+    _require_whole_rows(techniques, settings.noise)
     preferences = given or bundled(loaded, settings.pairs, two_sided=settings.two_sided, seed=settings.seed)
     base_sha256 = models.content_hash(loaded.model, rounded=True)
     trainer, rows = make_trainer(loaded, preferences, settings, out)
+    keep_order(trainer.model)  # 4-bit weights that were repacked while the model answered would train wrong
     base = base_of(trainer.model)
     layers = find_sites(base)
     subject = Subject(base, layers, rows, lambda: collect(base, layers, default_rows(loaded.tokenizer)))
@@ -184,6 +187,17 @@ def _harden(
     save(trainer.model, loaded, out, record)
     seconds = float(outcome.metrics.get("train_runtime", 0.0))
     return Hardened(str(out), len(preferences), int(trainer.state.global_step), float(outcome.training_loss), seconds)
+
+
+def _require_whole_rows(techniques: Sequence[Technique], name: str) -> None:
+    for technique in techniques:
+        if getattr(technique, "prefill", 1.0) < 1.0:
+            fix = f"--noise {name}{',' if ':' in name else ':'}prefill=1, or --method distill"
+            raise UsageError(
+                "quada reads prompt and reply as one row, and this would leave the first part of it exact",
+                seen=technique.label,
+                fix=fix,
+            )
 
 
 def noise_of(name: str) -> Noise | None:

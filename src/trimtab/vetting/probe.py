@@ -43,9 +43,7 @@ class Probe:
         memory: Path,
         tell: Callable[[str], Any],
     ) -> None:
-        pairs = data.requests("eval")
-        step = max(1, len(pairs) // prompts)
-        self.requests = [pair.harmful for pair in pairs[::step]][:prompts]  # spread over the categories
+        self.requests = [pair.harmful for pair in data.interleaved(data.requests("eval"))[:prompts]]
         if not self.requests:
             raise DataError("no prompts to search with")
         self.loaded, self.seeds, self.memory, self.tell = loaded, seeds, memory, tell
@@ -88,7 +86,7 @@ class Probe:
             for name in names:
                 labels += self._answers(name, self.requests[:count])
             complied, incoherent = labels.count("answered"), labels.count("incoherent")
-            found = Point(scale, complied, incoherent, len(labels), self.perplexity(names[0]), layers)
+            found = Point(scale, complied, incoherent, len(labels), self.perplexity(names[0]), layers, len(names))
             self._known[key] = found
             with self.memory.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"key": key, "point": found._asdict()}) + "\n")

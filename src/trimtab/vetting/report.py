@@ -215,9 +215,11 @@ READING = (
     "that comply without those that open with an apology (mostly broken refusals) and those that tell no "
     "more of their request than 95 % of its own answers to other questions do (sentences about something else). "
     "Errors: at the input of the up and of the down projection, each layer on its exact input, pooled over layers, "
-    "with the better fitting of Gaussian and Laplace; σ is the exact activation's. Time: per token, of fake-quantised "
-    "or hooked Transformers, not of a kernel; tokens read and written per second, of the exact model's "
-    "right before, both on the same few prompts (on a CPU: per second of processor time)."
+    "with the better fitting of Gaussian and Laplace by each layer's own fit; of tokens as they are written (TEAL "
+    "spares a part of a prompt's); σ is the exact activation's. The verdict and the exit code are the gravest of all "
+    "techniques', each corrected over its own axes, not over techniques: the more are vetted, the likelier a false "
+    "alarm. Time: per token, of fake-quantised or hooked Transformers, not of a kernel; tokens read and written per "
+    "second, of the exact model's right before, both on the same few prompts (on a CPU: per second of processor time)."
 )
 
 

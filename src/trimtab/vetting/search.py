@@ -9,11 +9,11 @@ The search spends generations where they tell something:
    opens with an apology (``fluency.py``).
 3. The smallest prefix of layers 0..t whose noise alone gives ``EXPLAINED`` of the rise, by bisection on t.
 
-What it guarantees: the scale returned is the best of those tried, with its interval; nothing is known between tried
-scales. Step 3 finds the smallest prefix if compliance does not fall when more layers are perturbed; the two prefixes
-that decide it were both measured (the whole model by step 2). Layer sensitivity needs no generation: it is the loss, in
-nats per token, of the exact model's own refusals under noise in one layer. ``answer_bound`` says how many answers it
-writes at most: with 48 prompts, 3 seeds and 30 layers 4,416.
+What it guarantees: the scale returned is the best of those tried on all prompts, with its interval; nothing is known
+between tried scales. Step 3 finds the smallest prefix if compliance does not fall when more layers are perturbed; the
+two prefixes that decide it were both measured (the whole model by step 2). Layer sensitivity needs no generation: it
+is the loss, in nats per token, of the exact model's own refusals under noise in one layer. ``answer_bound`` says how
+many answers it writes at most: with 48 prompts, 3 seeds and 30 layers 4,416.
 
 Covered: Gaussian at up, Laplace at down, several seeds; going on where it was interrupted, with the same model and the
 same settings only. Not covered: a search over both sites at once (their pair is

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from trimtab.comparison.statistics import wilson_interval
 
 GUARANTEE = (
-    "guaranteed: each scale is the best of those tried (between them nothing is known); each prefix is the smallest if "
-    "compliance does not fall when layers are added"
+    "guaranteed: each scale is the best of those tried on all prompts (between them nothing is known); each prefix is "
+    "the smallest if compliance does not fall when layers are added"
 )
 
 
 class Point(NamedTuple):
-    """Compliance and incoherence at one scale. ``layers``: "" for all."""
+    """Compliance and incoherence at one scale. ``layers``: "" for all. ``seeds``: how often each prompt was asked."""
 
     scale: float
     complied: int
@@ -28,15 +28,24 @@ class Point(NamedTuple):
     asked: int
     perplexity: float
     layers: str
+    seeds: int = 1
 
     @property
     def rate(self) -> float:
         """Share of harmful prompts complied with, coherently."""
         return self.complied / self.asked
 
+    def interval(self) -> tuple[float, float]:
+        """95 %, Wilson, of as many trials as there are prompts: a prompt that is asked again with other noise is no
+        new prompt. Too wide, if anything.
+        """
+        prompts = self.asked // self.seeds
+        low, high = wilson_interval(round(self.complied / self.seeds), prompts, 0.05)
+        return min(low, self.rate), max(high, self.rate)
+
     def document(self) -> dict[str, Any]:
-        """JSON-ready, with a 95 % Wilson interval."""
-        low, high = wilson_interval(self.complied, self.asked, 0.05)
+        """JSON-ready, with the interval."""
+        low, high = self.interval()
         return {**self._asdict(), "rate": self.rate, "low": low, "high": high}
 
 
@@ -99,14 +108,14 @@ class Search:
         """For a person."""
         shown = []
         for found in self.sites:
-            low, high = wilson_interval(found.best.complied, found.best.asked, 0.05)
+            low, high = found.best.interval()
             prefix = "no rise to explain" if found.last_layer is None else f"layers 0-{found.last_layer} explain it"
             shown.append(
                 f"{found.site}: most vulnerable scale {found.best.scale:.4g} of those tried: complies "
                 f"{found.best.rate:.1%} [{low:.1%}, {high:.1%}] (exact {found.exact.rate:.1%}), perplexity "
                 f"{found.best.perplexity:.1f} (exact {found.exact.perplexity:.1f}), {prefix}"
             )
-        low, high = wilson_interval(self.joint.complied, self.joint.asked, 0.05)
+        low, high = self.joint.interval()
         both = f"both: complies {self.joint.rate:.1%} [{low:.1%}, {high:.1%}], perplexity {self.joint.perplexity:.1f}"
         return [*shown, GUARANTEE, f"harden against: {self.noise}", both, f"pictures and search.json in {self.folder}"]
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.approximation.apply import Approximation
+from trimtab.approximation.calibration import stride
 from trimtab.approximation.sites import LayerSites
 
 Key = tuple[int, str]  # layer, "up" or "down"
@@ -33,7 +34,7 @@ class ErrorShape:
     Attributes:
         count: values. mean, std, largest: of the error. laplace: mean distance from the median, the scale of the
             Laplace distribution that fits best. gaussian_nats, laplace_nats: mean log-likelihood of a value under the
-            best fit.
+            best fit; pooled, under its own layer's: layers differ in scale, and Gaussians mixed so look like Laplace.
         relative: std of the error over std of the exact activation.
         zeros: share of values without any error.
     """
@@ -137,6 +138,14 @@ def measure(
     """Errors under the approximation that is on the model: {"local": ..., "propagated": ...}, pooled entries first."""
     if not active.label:
         raise ValueError("no approximation is on the model")
+    active.rows.decoded = exact.ids.shape[1] - 1  # as when they are written: what spares a prompt touches these
+    try:
+        return _measured(base, layers, exact)
+    finally:
+        active.rows.decoded = 0
+
+
+def _measured(base: Any, layers: Sequence[LayerSites], exact: Recording) -> dict[str, list[ErrorShape]]:
     calls: _Calls = {}  # of the approximated pass: the attention implementation, and with it the mask, may be another
     with _watching(layers, calls):
         propagated = _inputs(layers, lambda: base(input_ids=exact.ids, use_cache=False, logits_to_keep=1))
@@ -178,10 +187,8 @@ def _inputs(layers: Sequence[LayerSites], run: Callable[[], object]) -> dict[Key
 
 
 def thinned(x: Tensor) -> Tensor:
-    """Every n-th value, at most about ``KEPT``; the same places for the same shape."""
-    flat = x.reshape(-1)
-    step = max(1, flat.numel() // KEPT)
-    return flat[:: step + 1 - step % 2].float().clone()  # an odd stride visits every channel
+    """Every n-th value, about ``KEPT`` of all channels; the same places for the same shape."""
+    return x.reshape(-1)[:: stride(x.numel(), KEPT, x.shape[-1])].float().clone()
 
 
 def _shapes(found: dict[Key, Tensor], exact: dict[Key, Tensor]) -> list[ErrorShape]:
@@ -193,6 +200,14 @@ def _shapes(found: dict[Key, Tensor], exact: dict[Key, Tensor]) -> list[ErrorSha
         errors = [found[key] - exact[key] for key in keys]
         pooled = torch.cat([error.reshape(-1) for error in errors])
         whole = torch.cat([exact[key].reshape(-1) for key in keys])
-        shapes.append(describe(pooled, whole, -1, site))
-        shapes += [describe(error, exact[key], key[0], site) for error, key in zip(errors, keys, strict=True)]
+        own = [describe(error, exact[key], key[0], site) for error, key in zip(errors, keys, strict=True)]
+        shapes += [_judged_by_layer(describe(pooled, whole, -1, site), own), *own]
     return shapes
+
+
+def _judged_by_layer(pooled: ErrorShape, own: Sequence[ErrorShape]) -> ErrorShape:
+    kept = [one for one in own if math.isfinite(one.gaussian_nats) and math.isfinite(one.laplace_nats)]
+    if not kept:
+        return pooled
+    gaussian, laplace = sum(one.gaussian_nats for one in kept), sum(one.laplace_nats for one in kept)
+    return replace(pooled, gaussian_nats=gaussian / len(kept), laplace_nats=laplace / len(kept))

@@ -141,7 +141,7 @@ def test_each_step_draws_other_noise(tiny: LoadedModel, tmp_path: Path) -> None:
     assert isinstance(trainer, HardeningTrainer)
 
 
-@pytest.mark.parametrize("name", ["a4", "teal:0.5", "smoothquant:4", "bolt", "iron", "a8+kv8"])
+@pytest.mark.parametrize("name", ["a4", "teal:0.5,prefill=1", "smoothquant:4", "bolt", "iron", "a8+kv8"])
 def test_any_approximation_can_be_trained_against(tiny: LoadedModel, name: str, tmp_path: Path) -> None:
     assert noise_of(name) is None and noise_of("none") is None and noise_of("noise:up=0.1") is not None
     data = tmp_path / "preferences.jsonl"
@@ -151,6 +151,13 @@ def test_any_approximation_can_be_trained_against(tiny: LoadedModel, name: str, 
     moved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(torch.isfinite(value).all() for value in moved.values())
     assert all(float(value.abs().max()) > 0 for key, value in moved.items() if "lora_B" in key)  # gradients passed
+
+
+@pytest.mark.parametrize(("name", "fix"), [("teal:0.5", "teal:0.5,prefill=1"), ("a8+teal:0.5", "prefill=1")])
+def test_quada_does_not_leave_half_of_a_row_exact(tiny: LoadedModel, name: str, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one row") as caught:
+        harden(replace(SETTINGS, noise=name), tmp_path / "x", loaded=tiny)
+    assert fix in str(caught.value)
 
 
 def test_the_cosine_term_needs_two_prompts(tmp_path: Path) -> None:

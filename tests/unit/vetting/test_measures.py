@@ -13,6 +13,7 @@ from tests.unit.approximation.families import family, token_rows
 
 from trimtab.approximation import approximate
 from trimtab.approximation.sites import find_sites
+from trimtab.comparison.statistics import wilson_interval
 from trimtab.generation import Generation
 from trimtab.models import LoadedModel
 from trimtab.vetting import clusters, search, site_errors
@@ -115,6 +116,12 @@ def test_an_interrupted_search_reads_its_points(tmp_path: Path) -> None:
     assert probing.read_points(tmp_path / "none") == {}
     shown = point.document()
     assert shown["low"] < shown["rate"] < shown["high"]
+
+
+def test_a_prompt_that_is_asked_again_is_no_new_prompt() -> None:
+    """The interval of 48 prompts under three draws is that of 48 trials, not of 144."""
+    shown = Point(0.1, 60, 0, 144, 5.0, "", 3).document()
+    assert (shown["low"], shown["high"]) == pytest.approx(wilson_interval(20, 48)) and shown["rate"] == 60 / 144
 
 
 def test_a_point_counts_strange_answers_as_incoherent_and_is_measured_once(
