@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import subprocess
@@ -170,6 +171,27 @@ def test_a_missing_run_says_how_to_fix_it(invoke: Invoke, tmp_path: Path) -> Non
 def test_a_full_target_is_not_overwritten(invoke: Invoke, tmp_path: Path) -> None:
     done = invoke("convert", "demo", tmp_path)
     assert done.code == 1 and str(tmp_path) in done.err
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EEXIST, "name another path"),
+        (errno.EISDIR, "name a file"),
+        (errno.ENOSPC, "free space"),
+        (errno.EACCES, "permissions"),
+        (None, "check the path"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_advice_that_fits(
+    number: int | None, advice: str, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, "refused", "there") if number else OSError("refused")
+
+    monkeypatch.setattr("trimtab.cli.trimtab.main", refuse)
+    done = invoke("doctor")
+    assert done.code == 2 and advice in done.err and "refused" in done.err
 
 
 def test_a_page_that_cannot_be_written_is_no_stack_trace(runs: Path, invoke: Invoke, tmp_path: Path) -> None:

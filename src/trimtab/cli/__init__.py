@@ -5,6 +5,7 @@ Exit codes: 0 pass, 1 usage, 2 could not run, 3 regression, 4 an axis unmeasured
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -37,8 +38,21 @@ def main() -> None:
         code = _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a missing permission: no stack trace helps the user there
         where = f"\n  seen: {error.filename}" if error.filename else ""
-        code = _fail(f"{error.strerror or error}{where}\n  fix:  free space or check permissions, then repeat", 2)
+        code = _fail(f"{error.strerror or error}{where}\n  fix:  {_advice(error)}", 2)
     sys.exit(code or 0)
+
+
+def _advice(error: OSError) -> str:
+    """What to do about what the system refused."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "a file is in the way: name another path"
+    if error.errno == errno.EISDIR:
+        return "a folder has that name: name a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space, then repeat the command"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the permissions, or name another path"
+    return "check the path, the space on the disk and the permissions, then repeat the command"
 
 
 def _fail(message: str, code: int) -> int:

@@ -92,6 +92,7 @@ def run(argv: Sequence[str]) -> SftResult:
     script, training, model_options, mixture, guard = parse(argv)
     if not model_options.model_name_or_path:
         raise UsageError("no model named", fix="pass --model_name_or_path NAME (or `demo`)")
+    training.resume_from_checkpoint = _resumed(training)
     if training.deepspeed:
         _warn_of_left_locks()
     require_exact(model_options.model_name_or_path, "sft")
@@ -160,6 +161,27 @@ def load_model(options: Any, training: Any) -> models.LoadedModel:
     revision = options.model_revision if options.model_revision != "main" else None
     device = "cpu" if training.use_cpu else None
     return models.load(options.model_name_or_path, revision=revision, dtype=dtype, device=device, from_pretrained=extra)
+
+
+def _resumed(training: Any) -> str | bool | None:
+    """What to go on from: a folder, or True for the last checkpoint of the output folder.
+
+    Transformers' own field is a word and takes ``true`` for a folder's name.
+
+    Raises:
+        UsageError: where there is no checkpoint.
+    """
+    named = training.resume_from_checkpoint
+    if named is None or str(named).lower() == "false":
+        return None
+    if str(named).lower() != "true":
+        if not (Path(named) / "trainer_state.json").is_file():
+            raise UsageError("no checkpoint there to go on from", seen=named, fix="name a checkpoint-N folder, or true")
+        return str(named)
+    if not any(Path(training.output_dir).glob("checkpoint-*")):
+        fix = "leave --resume_from_checkpoint out to begin, or check --output_dir"
+        raise UsageError("no checkpoint to go on from", seen=training.output_dir, fix=fix)
+    return True
 
 
 def _refuse_finished(training: Any) -> None:

@@ -108,18 +108,29 @@ def test_published_rule_runs(place: Path) -> None:
     assert result.guard == "spf" and result.steps == 6
 
 
-@pytest.mark.parametrize("target", ["decision", "words", "distribution"])
-def test_interrupted_and_resumed_equals_uninterrupted(place: Path, target: str) -> None:
+@pytest.mark.parametrize(("target", "named"), [("decision", ""), ("words", "true"), ("distribution", "")])
+def test_interrupted_and_resumed_equals_uninterrupted(place: Path, target: str, named: str) -> None:
+    """From a folder, or (``true``) from the last checkpoint there is."""
     sft.run(_config(place, "whole", save_strategy="steps", save_steps=3, guard_target=target))
     checkpoint = place / "whole" / "checkpoint-3"
     assert (checkpoint / "trimtab_guard.safetensors").is_file()
     (place / "half").mkdir()
     shutil.copytree(checkpoint, place / "half" / "checkpoint-3")
-    resumed = str(place / "half" / "checkpoint-3")
+    resumed = named or str(place / "half" / "checkpoint-3")
     sft.run(_config(place, "half", resume_from_checkpoint=resumed, guard_target=target))
     whole, half = (load_file(place / name / "model.safetensors") for name in ("whole", "half"))
     for name, tensor in whole.items():
         torch.testing.assert_close(half[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("named", "seen"), [("true", "new"), ("new/checkpoint-50", "checkpoint-50")])
+def test_a_checkpoint_that_is_not_there_is_named_before_a_model_is_loaded(
+    place: Path, named: str, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "load_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match=r"no checkpoint.*to go on from") as caught:
+        sft.run(_config(place, "new", resume_from_checkpoint=named))
+    assert seen in str(caught.value) and not (place / "new").exists()
 
 
 def test_a_checkpoint_without_guard_state_is_refused(place: Path) -> None:
