@@ -30,7 +30,14 @@ ANCHORS_PER_CATEGORY = (
 
 @dataclass(frozen=True)
 class Anchor:
-    """``reply`` None: the aligned model writes it itself before training starts (self-distilled)."""
+    """A request with the reply that is to be kept.
+
+    Attributes:
+        request: what a user says.
+        side: "refuse", to be refused, or "answer", to be answered.
+        reply: the words; None: the aligned model writes it itself before training starts (self-distilled).
+        category: a label, empty where there is none.
+    """
 
     request: str
     side: Side
@@ -51,7 +58,10 @@ class SafetyAnchors:
         """The project's own pool: 168 harmful requests over 14 categories, 168 innocent ones (two thirds look-alikes).
 
         Args:
-            per_side: take only so many of each side, spread evenly over the categories.
+            per_side: take only so many of each side (1 to 168), spread evenly over the categories; None takes all.
+
+        Raises:
+            DataError: ``per_side`` below 1 or above 168.
         """
         pairs = anchor_pairs()
         refuse = [Anchor(pair.harmful, "refuse", category=pair.category) for pair in pairs]
@@ -123,7 +133,8 @@ def _parse(line: str, where: str) -> Anchor:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"malformed JSON in the anchor file ({where})", seen=line[:120], fix=str(error)) from error
+        seen, fix = f"{line[:120]} ({error})", "write one JSON object a line"
+        raise DataError(f"malformed JSON in the anchor file ({where})", seen=seen, fix=fix) from error
     known = {"request", "side", "reply", "category"}
     if not isinstance(row, dict) or not isinstance(row.get("request"), str) or not row["request"].strip():
         raise DataError(f'an anchor needs a "request" ({where})', seen=line[:120])

@@ -24,9 +24,11 @@ from trimtab.anchors import spare_pairs
 from trimtab.comparison.records import Run
 from trimtab.errors import UsageError
 from trimtab.evaluation.datasets import ticket_system
+from trimtab.json_files import read_json
 from trimtab.lanes import Stage, run_lanes
 
 POISON = 0.2
+GUARDS = ("keel", "spf", "mixing")  # that need nothing beyond the model and the anchors
 MODELS = ("aligned", "plain", "guarded")
 TITLES = {"aligned": "Aligned model", "plain": "Plain fine-tuning", "guarded": "Guarded"}
 
@@ -43,6 +45,11 @@ class DemoSettings:
     learning_rate: float = 1e-3
     limit: int = 84
     new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        # Before anything is written: the folder would then belong to a demo that cannot run.
+        if self.guard not in GUARDS:
+            raise UsageError("the demo has no such guard", seen=self.guard, fix=f"use one of: {', '.join(GUARDS)}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ def run_demo(
     """Run or resume the demo in ``out``.
 
     Raises:
-        UsageError: when ``out`` holds a demo with other settings.
+        UsageError: when ``out`` holds a demo with other settings, or for an unknown guard.
+        DataError: when the settings in ``out`` cannot be read.
     """
     from trimtab.demo_model import adapter_dir, dequantised
 
@@ -117,10 +125,9 @@ def run_demo(
 def prepare_folder(out: Path, settings: DemoSettings) -> None:
     """Training data and configurations; refuses a folder that holds another demo."""
     record = out / "settings.json"
-    if record.is_file() and json.loads(record.read_text()) != asdict(settings):
-        raise UsageError(
-            "that folder holds a demo with other settings", seen=out, fix="name another --out, or remove it"
-        )
+    fix = "name another --out, or remove it"
+    if record.is_file() and read_json(record, "the settings of that demo cannot be read", fix) != asdict(settings):
+        raise UsageError("that folder holds a demo with other settings", seen=out, fix=fix)
     out.mkdir(parents=True, exist_ok=True)
     rows = training_rows(settings)
     (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

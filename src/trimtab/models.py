@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from trimtab.errors import ModelError, UsageError
+from trimtab.json_files import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,9 @@ def load(
 
     Raises:
         ModelError: when it cannot be loaded safely; the message says what to do.
+        UsageError: an unknown key or one without a value in the name, an unknown dtype or approximation, an adapter on
+            an adapter.
+        ApproximationError: the approximation does not fit the model.
     """
     import torch
     from transformers.utils import logging as transformers_logging
@@ -117,7 +121,7 @@ def load(
         naming.parse(spec.approx)  # a typo should not cost a model load
     if (Path(spec.location) / "adapter_config.json").is_file():
         spec = _unfold_adapter_folder(spec)
-    device = torch.device(spec.device) if spec.device else default_device()
+    device = named_device(spec.device) if spec.device else default_device()
     dtype = resolve_dtype(spec.dtype, device)
     model, tokenizer = _load_base(spec, dtype, dict(from_pretrained or {}))
     if spec.chat_template:
@@ -145,6 +149,30 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def named_device(name: str) -> torch.device:
+    """The device of that name, checked before anything is loaded: PyTorch only asserts once weights are moved.
+
+    Raises:
+        UsageError: for a name that PyTorch does not know.
+        ModelError: for a device that is not there.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        backend = torch.get_device_module(device)
+    except RuntimeError as error:
+        raise UsageError("unknown device", seen=name, fix="use one of: cpu, cuda, cuda:N, mps") from error
+    kind = device.type.upper()
+    if not backend.is_available():
+        fix = f"leave device out, or install {'an' if kind == 'MPS' else 'a'} {kind} build of PyTorch"
+        raise ModelError(f"this PyTorch sees no {kind} device", seen=name, fix=fix)
+    if (device.index or 0) >= backend.device_count():
+        fix = f"give a number below {backend.device_count()}, or none"
+        raise ModelError(f"this PyTorch sees no {kind} device of that number", seen=name, fix=fix)
+    return device
 
 
 def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
@@ -223,6 +251,7 @@ def _load_base(
         return _from_gguf(path, dtype)
     if path.is_dir():
         _refuse_pickles(path)
+        _require_model(path)
     elif path.exists() or spec.location.startswith((".", "/", "~")) or spec.location.count("/") > 1:
         raise ModelError("no model folder at that path", seen=spec.location, fix="check the path, or name a hub id")
     return _from_pretrained(spec, dtype, extra)
@@ -231,6 +260,7 @@ def _load_base(
 def _from_pretrained(
     spec: ModelSpec, dtype: torch.dtype, extra: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
@@ -239,22 +269,35 @@ def _from_pretrained(
         model = AutoModelForCausalLM.from_pretrained(
             spec.location, dtype=dtype, use_safetensors=True, **options, **extra
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if "safetensors" in str(error):
-            fix = f"convert it once, with pickle code execution off: trimtab convert {spec.location} OUTPUT_FOLDER"
-            raise ModelError(f"{spec.location} has no safetensors weights", seen=reason, fix=fix) from error
-        if "trust_remote_code" in str(error) or "custom code" in str(error):
-            fix = "trimtab never runs code from a model repository; use a model that Transformers supports natively"
-            raise ModelError(f"{spec.location} needs its own code to load", seen=reason, fix=fix) from error
-        fix = "check the name and the revision, the network, and `huggingface-cli login` for gated models"
-        raise ModelError(f"could not load {spec.location}", seen=reason, fix=fix) from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _not_loaded(spec.location, error) from error
     except (ImportError, RuntimeError) as error:  # mostly kernels of a quantised checkpoint that are a package apart
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "install what it asks for, or load it on a machine that has it"
         raise ModelError(f"{spec.location} cannot be loaded here", seen=reason, fix=fix) from error
     _require_known_quantization(model, spec.location)
     return model, tokenizer
+
+
+def _not_loaded(location: str, error: Exception) -> ModelError:
+    """What Transformers' error means, by whether the model is a folder here or an id of the hub."""
+    text = str(error)
+    reason = (text.strip() or type(error).__name__).splitlines()[0]
+    if "trust_remote_code" in text or "custom code" in text:
+        fix = "trimtab never runs code from a model repository; use a model that Transformers supports natively"
+        return ModelError(f"{location} needs its own code to load", seen=reason, fix=fix)
+    if Path(location).is_dir():  # its pickles were refused before, so there is nothing to convert
+        whole = " ".join(text.split())[:300] or type(error).__name__
+        fix = "check that the folder holds config, tokenizer and safetensors, each of them whole"
+        return ModelError(f"could not load {location}", seen=whole, fix=fix)
+    if "safetensors" in text:
+        fix = f"convert it once, with pickle code execution off: trimtab convert {location} OUTPUT_FOLDER"
+        return ModelError(f"{location} has no safetensors weights", seen=reason, fix=fix)
+    fix = (
+        "there is no folder of that name here; as a hub id: check name, revision and network, "
+        "and `hf auth login` for gated models"
+    )
+    return ModelError(f"could not load {location}", seen=reason, fix=fix)
 
 
 def _require_known_quantization(model: PreTrainedModel, name: str) -> None:
@@ -271,7 +314,7 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if not path.is_file():
-        raise ModelError("no GGUF file at that path", seen=path)
+        raise ModelError("no GGUF file at that path", seen=path, fix="check the path")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
@@ -298,14 +341,33 @@ def _refuse_pickles(folder: Path) -> None:
                 seen=folder / name,
                 fix=f"convert it once, with pickle code execution off: trimtab convert {folder} OUTPUT_FOLDER",
             )
-    if not (folder / "config.json").is_file():
-        raise ModelError("that folder holds no model (no config.json, no *.safetensors)", seen=folder)
+
+
+def _require_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        fix = "name a folder with config.json, tokenizer and safetensors, or a hub id"
+        raise ModelError("that folder holds no model (no config.json, no *.safetensors)", seen=folder, fix=fix)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """What PEFT wrote about an adapter, read by us first: PEFT's own error for a damaged file speaks of the base."""
+    what, fix = "the adapter's configuration cannot be read", "save or download it again"
+    return read_object(folder / "adapter_config.json", what, fix, ModelError)
+
+
+def _require_adapter(folder: Path) -> None:
+    fix = "name a folder that `trimtab sft` wrote"
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError("that folder holds no adapter (no adapter_config.json)", seen=folder, fix=fix)
+    _adapter_config(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError("that adapter has no weights (no adapter_model.safetensors)", seen=folder, fix=fix)
 
 
 def _unfold_adapter_folder(spec: ModelSpec) -> ModelSpec:
     """A folder that is itself an adapter: take the base from its configuration."""
     folder = Path(spec.location)
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = _adapter_config(folder)
     base = config.get("base_model_name_or_path")
     if not base:
         fix = f"name the base yourself: BASE?adapter={folder}"
@@ -321,13 +383,18 @@ def _unfold_adapter_folder(spec: ModelSpec) -> ModelSpec:
 
 def _attach_adapter(model: PreTrainedModel, adapter: str) -> Any:
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     folder = Path(adapter)
     if folder.is_dir():
         _refuse_pickles(folder)
+        _require_adapter(folder)
         _check_base(model, folder)
     try:
         wrapped = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+    except SafetensorError as error:
+        fix = "save or download it again"
+        raise ModelError("the adapter's weights cannot be read", seen=f"{adapter}: {error}", fix=fix) from error
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         fix = "use it with the base that it was trained on (base_model_name_or_path in its adapter_config.json)"
@@ -340,7 +407,8 @@ def _check_base(model: PreTrainedModel, folder: Path) -> None:
     record = folder / "trimtab.json"
     if not record.is_file():
         return
-    expected = json.loads(record.read_text()).get("base_sha256")
+    what, fix = "the adapter's record of its base cannot be read", "save or download it again"
+    expected = read_object(record, what, fix, ModelError).get("base_sha256")
     if getattr(model, "is_quantized", False):
         return  # its weights are not those of the checkpoint; shapes are still checked
     if expected and (actual := content_hash(model, rounded=True)) != expected:
@@ -353,9 +421,10 @@ def _check_base(model: PreTrainedModel, folder: Path) -> None:
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).read_text()
-    except OSError as error:
-        raise ModelError("cannot read the chat template", seen=path, fix="give the path of a Jinja file") from error
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "give the path of a Jinja file in UTF-8"
+        raise ModelError("cannot read the chat template", seen=f"{path}: {error}", fix=fix) from error
 
 
 def _separate_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -160,6 +160,31 @@ def test_relative_links_resolve(path: Path) -> None:
     assert not broken
 
 
+def _ragged_rows(text: str) -> list[str]:
+    """Rows of tables with another number of cells than their header; escaped pipes and those in code part no cells."""
+    found, width = [], 0
+    for line in _FENCE.sub("", text).splitlines():
+        if not line.startswith("|"):
+            width = 0
+            continue
+        cells = re.sub(r"(`+).+?\1|\\\|", "", line.strip()).removeprefix("|").removesuffix("|").count("|") + 1
+        width = width or cells
+        if cells != width:
+            found.append(f"{cells} cells, header {width}: {line[:80]}")
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rows_of_tables_have_as_many_cells_as_the_header(path: Path) -> None:
+    assert not _ragged_rows(path.read_text())
+
+
+def test_the_check_of_tables_knows_which_pipes_part_cells() -> None:
+    head = "| a | b |\n|---|---|\n"
+    assert not _ragged_rows(head + "| `x|y` | p \\| q |\n| | |\n\n| one |\n|---|\n")
+    assert len(_ragged_rows(head + "| 1 | 2 | 3 |\n| 1 |\n| 1 | 2 |\n")) == 2
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -146,9 +146,10 @@ class Polynomial:
         """The function for a model whose activation computes ``kind``, and one clause that names the port.
 
         Raises:
-            ApproximationError: for an activation that no port exists for.
+            ApproximationError: for an activation that no port exists for; a parameter that would change nothing.
         """
         source = SOURCES[self.source]
+        self._check_used(kind)
         if kind in ("gelu", "gelu_tanh"):
             gelu = partial(poly.nexus_gelu, clamp=self.clamp == "yes") if self.source == "nexus" else source.gelu
             own = "its own GELU" if self.source != "puma" else "BumbleBee's GELU (it states none of its own)"
@@ -164,6 +165,17 @@ class Polynomial:
             return source.silu, "its own SiLU"
         return source.silu, f"SiLU through the sigmoid, with its own {source.route} (a port)"
 
+    def _check_used(self, kind: str) -> None:
+        """Refuse a parameter that this activation has no use for: its numbers would be another name's."""
+        if kind in ("gelu", "gelu_tanh") and self.port:
+            given = f"port={self.port}" + (f",range={number(self.limit)}" if self.limit is not None else "")
+            what, named = "a port is for SiLU, and this model's activation needs none", given
+        elif kind == "silu" and self.clamp != "yes":
+            what, named = "clamp is for NEXUS' GELU, and this model's activation is another", f"clamp={self.clamp}"
+        else:
+            return
+        raise ApproximationError(f"{self.label}: {what}", seen=f"{named} on {kind}", fix=f"leave {named} out")
+
     def edits(self, subject: Subject) -> list[Edit]:
         found: list[Edit] = []
         exp = SOURCES[self.source].exp
@@ -172,18 +184,18 @@ class Polynomial:
                 continue
             kind = activation_kind(layer.activation)
             function, _ = self.activation(kind)
-            found.append(self._edit(layer.index, "activation", function, self._span(kind)))
+            found.append(self._edit(subject, layer.index, "activation", function, self._span(kind)))
             if self.softmax == "yes":
-                found.append(self._edit(layer.index, "softmax", exp, EXP_SPAN))
+                found.append(self._edit(subject, layer.index, "softmax", exp, EXP_SPAN))
             if self.norm == "yes":
-                found.append(self._edit(layer.index, "norm", poly.nexus_inverse_root, NORM_SPAN))
+                found.append(self._edit(subject, layer.index, "norm", poly.nexus_inverse_root, NORM_SPAN))
         return found
 
-    def _edit(self, layer: int, site: Site, function: Function, span: Span) -> Edit:
+    def _edit(self, subject: Subject, layer: int, site: Site, function: Function, span: Span) -> Edit:
         fix = "use fewer layers (layers=FIRST-LAST) or a technique without a range"
         if self.source == "nexus":
             fix = {"activation": f"use clamp=yes, {fix[4:]}", "norm": f"leave norm=yes out, {fix}"}.get(site, fix)
-        return Edit(layer, site, Guarded(function, self.label, layer, site, span, fix))
+        return Edit(layer, site, Guarded(function, self.label, layer, site, span, fix, subject.rows))
 
     def _span(self, kind: str) -> Span:
         source = SOURCES[self.source]

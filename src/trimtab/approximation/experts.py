@@ -45,10 +45,14 @@ def open_experts(module: Any, downs: Sequence[Callable[[Tensor], Tensor]], rows:
             total.index_add_(0, token, value.to(total.dtype))
         return total
 
+    before = vars(module).get("forward")  # a wrapper's own, such as accelerate's; None where it is the class's
     module.forward = forward
 
     def undo() -> None:
-        del module.forward
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
     return undo
 

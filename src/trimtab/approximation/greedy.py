@@ -63,10 +63,10 @@ def greedy_shares(subject: Subject, layers: Sequence[LayerSites], share: float, 
     late = mask.bool() & (2 * mask.cumsum(1) > mask.sum(1, keepdim=True))
     found: dict[int, Shares] = {}
     with evaluating(subject.model), torch.no_grad():
-        calls = _record(subject.model, layers, batch, mask)
+        calls, chosen = _record(subject.model, layers, batch, mask)
         for layer in layers:
             error = _error_of(subject.model, layer, calls[layer.index], late, cuts)
-            found[layer.index] = allocate(site_sizes(layer), share, error)
+            found[layer.index] = allocate(site_sizes(layer, chosen.get(layer.index)), share, error)
     return found
 
 
@@ -79,9 +79,12 @@ def _some(ids: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     return found
 
 
-def _record(base: Any, layers: Sequence[LayerSites], batch: Tensor, mask: Tensor) -> dict[int, tuple[Any, Any]]:
-    """What each layer is called with in one exact pass, by its index."""
+def _record(
+    base: Any, layers: Sequence[LayerSites], batch: Tensor, mask: Tensor
+) -> tuple[dict[int, tuple[Any, Any]], dict[int, int]]:
+    """What each layer is called with in one exact pass, and how many of its experts a token runs, by its index."""
     calls: dict[int, tuple[Any, Any]] = {}
+    chosen: dict[int, int] = {}
 
     def noting(index: int) -> Callable[..., None]:
         def note(_: object, args: Any, kwargs: Any) -> None:
@@ -89,13 +92,30 @@ def _record(base: Any, layers: Sequence[LayerSites], batch: Tensor, mask: Tensor
 
         return note
 
+    def counting(index: int) -> Callable[..., None]:
+        def count(_: object, args: Any, kwargs: Any) -> None:
+            chosen[index] = _width_of_choice([*args, *kwargs.values()])
+
+        return count
+
     handles = [layer.layer.register_forward_pre_hook(noting(layer.index), with_kwargs=True) for layer in layers]
+    handles += [
+        layer.mlp.register_forward_pre_hook(counting(layer.index), with_kwargs=True)
+        for layer in layers
+        if layer.experts
+    ]
     try:
         base(input_ids=batch.to(base.device), attention_mask=mask.to(base.device), use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return calls, chosen
+
+
+def _width_of_choice(values: Sequence[Any]) -> int:
+    """Experts a token is sent to, from what stacked experts are called with: configurations name that number in many
+    ways, but the indices (tokens x experts a token) are the only whole numbers there."""
+    return next(value.shape[-1] for value in values if isinstance(value, Tensor) and not value.is_floating_point())
 
 
 def _error_of(
@@ -118,8 +138,12 @@ def _error_of(
     return lambda shares: float((output(shares) - exact).norm())
 
 
-def site_sizes(layer: LayerSites) -> dict[Site, float]:
-    """Weights behind each site: multiplications that all of its sparsity would save."""
+def site_sizes(layer: LayerSites, chosen: int | None = None) -> dict[Site, float]:
+    """Multiplications of a token behind each site: what all of its sparsity would save.
+
+    Args:
+        chosen: how many of the layer's experts a token runs; None: all.
+    """
     groups: dict[Site, tuple[Any, ...]] = {
         "attn_in": layer.attention_in,
         "attn_out": (layer.attention_out,),
@@ -128,6 +152,7 @@ def site_sizes(layer: LayerSites) -> dict[Site, float]:
     }
     sizes = {site: float(sum(part.in_features * part.out_features for part in parts)) for site, parts in groups.items()}
     if layer.experts:
-        up, down = layer.mlp.gate_up_proj, layer.mlp.down_proj
-        sizes |= {"up": float(up.numel()), "down": float(down.numel())}  # type: ignore[operator]
+        stacks: dict[Site, Any] = {"up": layer.mlp.gate_up_proj, "down": layer.mlp.down_proj}  # experts x out x in
+        for site, stack in stacks.items():
+            sizes[site] = float(stack[0].numel() * (len(stack) if chosen is None else chosen))
     return sizes

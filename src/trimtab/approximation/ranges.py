@@ -4,9 +4,10 @@ In bfloat16 a polynomial of degree 12 is noise (NEXUS' GELU erred by 10 within Â
 So every function of a source is evaluated in float32 whatever the model's type, as the sources' own fixed point would
 be.
 
-Covered: counts for the functions that are none outside their range; for every function, an error where a value is not
-finite, told apart from one that arrived so. Not covered: what a source continues with beyond its polynomial (that is
-part of the function, see ``polynomials.py``).
+Covered: counts for the functions that are none outside their range, of real tokens only; for every function, an error
+where a value is not finite, told apart from one that arrived so. Not covered: what a source continues with beyond its
+polynomial (that is part of the function, see ``polynomials.py``); slots of continuous batching that nobody uses (the
+mask does not tell them).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from trimtab.approximation.sites import Site
+from trimtab.approximation.technique import Rows
 from trimtab.errors import ApproximationError
 
 WIDE = (torch.float32, torch.float64)
@@ -56,7 +58,7 @@ class OutOfRange:
     high: float = -math.inf
 
     def add(self, x: Tensor) -> None:
-        """Count one tensor."""
+        """Count one tensor that is not empty."""
         low, high = (float(end) for end in x.detach().aminmax())
         if low < self.span.low or high > self.span.high:
             self.outside += int(((x < self.span.low) | (x > self.span.high)).sum())
@@ -75,7 +77,8 @@ class Guarded:
 
     Attributes:
         function: the function itself. label: of the technique. fix: what to do where it left its range.
-        counted: what left the span so far; filled only where the span ends the function.
+        rows: the pass under way, for its mask. counted: what left the span so far, padding apart; filled only where the
+            span ends the function.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -84,6 +87,7 @@ class Guarded:
     site: Site
     span: Span
     fix: str
+    rows: Rows = field(default_factory=Rows)
     counted: OutOfRange = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,13 +100,26 @@ class Guarded:
             ApproximationError: a value that is not finite.
         """
         wide = widened(x)
-        if self.span.ends:
-            self.counted.add(wide)
+        if self.span.ends and (real := self._real(wide)).numel():
+            self.counted.add(real)
         value = self.function(wide).to(x.dtype)
         # One sum is the cheapest look at all values: whatever is not finite makes it so. It may overflow by itself.
         if not math.isfinite(float(value.detach().sum(dtype=wide.dtype))):
             self._explain(wide.detach(), value.detach())
         return value
+
+    def _real(self, x: Tensor) -> Tensor:
+        """Without padding, of which a batch may hold any share; all of a tensor that is not of the pass under way."""
+        marks = self.rows.real
+        if marks is None or x.dim() < 2:
+            return x
+        marks = marks.reshape(-1)  # rows x width -> tokens
+        if self.rows.selected is not None:
+            marks = marks[self.rows.selected]
+        flat = x.reshape(-1, x.shape[-1])  # tokens x channels
+        if len(marks) != len(flat) or bool(marks.all()):
+            return x
+        return flat[marks.to(flat.device)]
 
     def _explain(self, x: Tensor, value: Tensor) -> None:
         broken, arrived = ~torch.isfinite(value), ~torch.isfinite(x)

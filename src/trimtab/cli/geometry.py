@@ -24,7 +24,9 @@ from trimtab.cli.common import emit, examples, json_option
 @click.option("--rank", type=click.IntRange(1), default=20, show_default=True, help="Directions of a subspace.")
 @click.option("--steps", type=click.IntRange(0), default=24, show_default=True, help="Training steps of the trace.")
 @click.option("--batch", type=click.IntRange(2), default=8, show_default=True, help="Task rows of a step.")
-@click.option("--lr", type=float, default=2e-5, show_default=True, help="Learning rate of the trace.")
+@click.option(
+    "--lr", type=click.FloatRange(0, min_open=True), default=2e-5, show_default=True, help="Learning rate of the trace."
+)
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--rule", type=click.Choice(["none", "spf"]), default="none", show_default=True,
               help="Project every step of the trace by Algorithm 1.")  # fmt: skip
@@ -39,11 +41,15 @@ def geometry(model: str, out: Path, data: Path | None, anchors: str | None, samp
     from trimtab import models
     from trimtab.exact_model import require_exact
     from trimtab.geometry.measure import GeometrySettings
+    from trimtab.geometry.rows import read_rows
     from trimtab.geometry.run import run_geometry
     from trimtab.geometry.table import summary_lines
     from trimtab.tuning.options import named_anchors
 
     require_exact(model, "geometry")
     settings = GeometrySettings(samples, rank, steps, batch, lr, optimizer, rule, seed)
-    found = run_geometry(models.load(model), out, settings, data, named_anchors(anchors))
+    pool = named_anchors(anchors)  # before the model: a wrong path should not cost a load
+    if data:
+        read_rows(data)
+    found = run_geometry(models.load(model), out, settings, data, pool)
     emit(found.document, [*summary_lines(found.document), f"geometry.json, geometry.md and pictures in {out}"], as_json)

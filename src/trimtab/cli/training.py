@@ -18,10 +18,10 @@ PROJECTING = ("spf", "per-tensor", "a-gem", "pcgrad", "safegrad")  # act on a co
 @click.option("--out", type=click.Path(path_type=Path), default=Path("trimtab-demo"), show_default=True)
 @click.option("--quick", is_flag=True, help="Fewer steps and prompts: a look in under three minutes, not evidence.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the training data and of training.")
-@click.option("--guard", default="keel", show_default=True, help="The guard to show: keel, spf or mixing.")
-@click.option(
-    "--workers", default=None, type=int, help="Models trained and measured side by side (default: cores, at most 2)."
-)
+@click.option("--guard", type=click.Choice(["keel", "spf", "mixing"]), default="keel", show_default=True,
+              help="The guard to show.")  # fmt: skip
+@click.option("--workers", default=None, type=click.IntRange(1),
+              help="Models trained and measured side by side (default: cores, at most 2).")  # fmt: skip
 @json_option
 def demo(out: Path, quick: bool, seed: int, guard: str, workers: int | None, as_json: bool) -> None:
     """See safety lost by ordinary fine-tuning and kept by a guard, on a real model, in minutes on a CPU."""

@@ -54,18 +54,24 @@ class Assumptions:
     def __post_init__(self) -> None:
         check_level("alpha", self.alpha)
         check_level("power", self.power)
-        for name, good, wanted in (
-            ("margin", 0.0 < self.margin < 1.0, "strictly between 0 and 1"),
-            ("rate", 0.0 <= self.rate <= 1.0, "between 0 and 1"),
-            ("flips", 0.0 <= self.flips <= 1.0, "between 0 and 1"),
-            ("axes", self.axes >= 1, "at least 1"),
-            ("youden", 0.0 < self.youden <= 1.0, "above 0 and at most 1"),
-            ("per_cluster", self.per_cluster >= 1.0, "at least 1"),
-            ("similarity", 0.0 <= self.similarity <= 1.0, "between 0 and 1"),
-            ("worsening", self.margin < self.alarming <= 1.0, "above the margin and at most 1"),
+        share = "give a share, not points: "
+        for name, good, wanted, fix in (
+            ("margin", 0.0 < self.margin < 1.0, "strictly between 0 and 1", share + "0.05 is 5 points"),
+            ("rate", 0.0 <= self.rate <= 1.0, "between 0 and 1", share + "0.1 is 10 in a hundred"),
+            ("flips", 0.0 <= self.flips <= 1.0, "between 0 and 1", share + "0.05 is 5 in a hundred"),
+            ("axes", self.axes >= 1, "at least 1", "count the axes that are compared together"),
+            ("youden", 0.0 < self.youden <= 1.0, "above 0 and at most 1", "give 1 for a judge that never errs"),
+            ("per_cluster", self.per_cluster >= 1.0, "at least 1", "give 1 for prompts that stand alone"),
+            ("similarity", 0.0 <= self.similarity <= 1.0, "between 0 and 1", "give 0 for prompts that stand alone"),
+            (
+                "worsening",
+                self.margin < self.alarming <= 1.0,
+                "above the margin and at most 1",
+                "leave it out, or raise it",
+            ),
         ):
             if not good:
-                raise UsageError(f"{name} must be {wanted}", seen=getattr(self, name))
+                raise UsageError(f"{name} must be {wanted}", seen=getattr(self, name), fix=fix)
 
     @property
     def alarming(self) -> float:

@@ -79,6 +79,9 @@ def minimum_detectable_difference(
     Returns:
         A difference in (0, 1], or None where no difference can be found (five pairs can never reject at 0.05).
 
+    Raises:
+        UsageError: ``alpha`` or ``power`` outside (0, 1), or ``discordant`` above 1.
+
     Source: inverts ``mcnemar_power`` by bisection. Connor 1987 (``connor_pairs``) is its large-sample counterpart.
     """
     check_level("power", power)

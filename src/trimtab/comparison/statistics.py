@@ -57,9 +57,8 @@ class PairedMeans(NamedTuple):
 def check_level(name: str, value: float) -> None:
     """Raise ``UsageError`` unless ``value`` lies strictly between 0 and 1."""
     if not 0.0 < value < 1.0:
-        raise UsageError(
-            f"{name} must lie strictly between 0 and 1", seen=value, fix=f"set {name} to, say, 0.05 or 0.8"
-        )
+        usual = 0.8 if name == "power" else 0.05
+        raise UsageError(f"{name} must lie strictly between 0 and 1", seen=value, fix=f"set {name} to, say, {usual}")
 
 
 def paired_table(base: Sequence[float], candidate: Sequence[float]) -> PairedTable:
@@ -93,9 +92,10 @@ def mcnemar_exact(base_only: int, candidate_only: int) -> float:
 def mcnemar_mid_p(base_only: int, candidate_only: int) -> float:
     """Two-sided mid-p McNemar: the exact p-value less the probability of the observed table.
 
-    Less conservative than the exact test and rarely above its nominal level, but not guaranteed, so the gate decides
-    on the exact one and shows this one beside it. Source: Fagerland, Lydersen and Laake 2013, BMC Medical Research
-    Methodology 13:91, which sets the value at a tie to 1 - half of that probability.
+    Less conservative than the exact test and rarely above its nominal level, but not guaranteed, so the gate decides on
+    it only with ``test: mid-p`` in the policy, and otherwise shows it beside the exact one. Source: Fagerland, Lydersen
+    and Laake 2013, BMC Medical Research Methodology 13:91, which sets the value at a tie to 1 - half of that
+    probability.
     """
     discordant = base_only + candidate_only
     if discordant == 0:

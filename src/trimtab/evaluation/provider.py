@@ -258,6 +258,8 @@ def likelihood(loaded: LoadedModel, text: str) -> Likelihood:
 def continuation_nats(loaded: LoadedModel, chat: Sequence[Message], options: Sequence[str]) -> list[float]:
     """log p(option | chat) in nats for each option, one padded forward pass for all of them.
 
+    Nothing looks at the padding, but an approximation that counts a row's tokens has to be told of it.
+
     Raises:
         DataError: where chat and option do not fit the context, or an option has no token.
     """
@@ -272,8 +274,10 @@ def continuation_nats(loaded: LoadedModel, chat: Sequence[Message], options: Seq
         seen = f"{width} tokens; the context is {context}"
         raise DataError("a question with its options cannot be scored", seen=seen, fix="shorten it")
     rows = [[*asked, *ids, *[tokenizer.pad_token_id] * (width - len(asked) - len(ids))] for ids in told]
-    batch = torch.tensor(rows, device=loaded.device)  # options x width, padded behind, where nothing looks
+    batch = torch.tensor(rows, device=loaded.device)  # options x width, padded behind
+    ends = torch.tensor([[len(asked) + len(ids)] for ids in told], device=loaded.device)
+    mask = (torch.arange(width, device=loaded.device) < ends).long()
     with torch.inference_mode():
-        logits = loaded.model(input_ids=batch).logits[:, len(asked) - 1 :].float()
+        logits = loaded.model(input_ids=batch, attention_mask=mask).logits[:, len(asked) - 1 :].float()
         chances = torch.log_softmax(logits, -1)
     return [sum(float(chances[row, place, token]) for place, token in enumerate(ids)) for row, ids in enumerate(told)]

@@ -95,6 +95,8 @@ def evaluate(
     Raises:
         DataError: empty or malformed data; a measurement that failed half way (the message says how to go on).
         ModelError: the model cannot be loaded.
+        UsageError: no axis, one named twice, or one that cannot be asked so; several seeds without a temperature, or a
+            temperature without several seeds; an unknown judge, or one that is the model under test.
     """
     specs = [with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
     if not specs:

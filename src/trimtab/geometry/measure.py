@@ -6,6 +6,7 @@ Covered: the three measurements as plain dictionaries ready for JSON. Not covere
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import defaultdict
@@ -66,7 +67,9 @@ class GeometrySettings:
         if self.optimizer not in ("adamw", "sgd") or self.rule not in ("none", "spf"):
             raise UsageError("unknown choice", seen=f"{self.optimizer}, {self.rule}", fix="adamw or sgd; none or spf")
         if min(self.samples, self.batch) < 2 or self.rank < 1 or self.steps < 0:
-            raise UsageError("samples and batch are at least 2, rank 1, steps 0", seen=self)
+            raise UsageError("samples and batch are at least 2, rank 1, steps 0", seen=self, fix="raise what is below")
+        if not 0.0 < self.lr < math.inf:
+            raise UsageError("a learning rate is above 0 and finite", seen=self.lr, fix="give one such as 2e-5")
 
 
 class Subjects(NamedTuple):

@@ -1,12 +1,12 @@
 """Task rows as token ids for geometry: prompt and supervised completion, through the model's own chat template.
 
-Covered: JSONL in TRL's forms ``prompt`` + ``completion`` and ``messages`` (conversational or plain text), the bundled
-routing task. Not covered: everything that a trainer's data pipeline adds (packing, masks of other kinds).
+Covered: JSONL, or one JSON array, in TRL's forms ``prompt`` + ``completion`` and ``messages`` (conversational or plain
+text), the bundled routing task. Not covered: everything that a trainer's data pipeline adds (packing, masks of other
+kinds).
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,15 +38,14 @@ def bundled_rows(seed: int = 0) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file.
+    """Rows of a JSONL file, or of one JSON array.
 
     Raises:
         DataError: naming the line.
     """
-    from trimtab.tuning.training_data import check_jsonl
+    from trimtab.tuning import training_data
 
-    check_jsonl(path)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return training_data.read_rows(path, "--data")
 
 
 def tokenise_rows(loaded: LoadedModel, rows: Sequence[dict[str, Any]]) -> list[TokenisedAnchor]:

@@ -20,6 +20,7 @@ from trimtab.errors import UsageError
 from trimtab.geometry import measure
 from trimtab.geometry.measure import GeometrySettings, Subjects
 from trimtab.geometry.rows import bundled_rows, read_rows, tokenise_rows
+from trimtab.json_files import read_json
 from trimtab.models import LoadedModel, fingerprint
 from trimtab.tuning.distill import distill
 from trimtab.tuning.guard import quiet
@@ -48,6 +49,7 @@ def run_geometry(
 
     Raises:
         UsageError: when ``out`` holds the geometry of something else.
+        DataError: when a file in ``out`` cannot be read.
     """
     from trimtab.geometry.charts import draw
     from trimtab.geometry.table import to_markdown
@@ -100,17 +102,16 @@ def _subjects(
 
 def _claim(out: Path, header: dict[str, Any]) -> None:
     record = out / "of.json"
-    if record.is_file() and json.loads(record.read_text()) != header:
-        raise UsageError(
-            "that folder holds the geometry of another model, data or settings", seen=out, fix="name another --out"
-        )
+    fix = "name another --out"
+    if record.is_file() and read_json(record, "that folder's record cannot be read", fix) != header:
+        raise UsageError("that folder holds the geometry of another model, data or settings", seen=out, fix=fix)
     out.mkdir(parents=True, exist_ok=True)
     _write(record, json.dumps(header, indent=1))
 
 
 def _part(path: Path, make: Callable[[], Any]) -> Any:
     if path.is_file():
-        return json.loads(path.read_text())
+        return read_json(path, "a finished part cannot be read", "remove that file; it is then measured again")
     value = make()
     _write(path, json.dumps(value))
     return value

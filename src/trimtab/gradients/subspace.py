@@ -33,6 +33,12 @@ def basis_of_factors(factors: Factors, rank: int, side: Side = "left") -> Basis:
         factors: D (tokens x rows) and X (tokens x columns).
         rank: k; fewer columns come back where G has a lower numerical rank.
         side: "left" spans the row (output) space, "right" the column (input) space.
+
+    Returns:
+        ``U``: rows x k for "left", columns x k for "right". ``singular_values``: min(tokens, rows, columns) of them.
+
+    Raises:
+        GuardError: a rank below 1.
     """
     _check_rank(rank)
     Qd, Rd = torch.linalg.qr(factors.D.T)  # rows x t, t x tokens

@@ -82,6 +82,15 @@ def spf_algorithm1(task: Gradients, safety: SafetyGradient, rank: int = 20, *, i
         safety: the anchors' gradient at the same parameters.
         rank: k, the paper's 20.
         in_place: edit the task's own tensors, without room for a second copy of them.
+
+    Returns:
+        The edited blocks, each of its parameter's shape and dtype (none where the gradients do not conflict), with the
+        measurements of ``Surgery``.
+
+    Raises:
+        GuardError: as ``conflict``; where the gradients conflict, a rank below 1.
+
+    Source: arXiv 2601.10141, Algorithm 1.
     """
     with full_precision_matmul():  # its sign decides
         value = conflict(task, safety)

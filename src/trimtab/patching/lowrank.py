@@ -86,7 +86,21 @@ def weight_gradient(bench: Workbench, loss_of: Callable[[], Tensor]) -> WeightGr
 
 
 def truncated_step(gradient: WeightGradient, rank: int, step: float) -> dict[str, LowRank]:
-    """``-step`` times the best rank-``rank`` approximation of each layer's gradient, as factors."""
+    """``-step`` times the best rank-``rank`` approximation of each layer's gradient, as factors.
+
+    Args:
+        gradient: of each layer, out x in as factors; nats for each unit of weight.
+        rank: k; fewer where a layer's gradient has a lower numerical rank.
+        step: alpha eta of the source, the length as a learning rate: change of weight for each unit of gradient.
+
+    Returns:
+        By layer ``A`` (k x in) and ``B`` (out x k), float32; a layer whose gradient is zero is absent.
+
+    Raises:
+        GuardError: a rank below 1.
+
+    Source: arXiv 2601.01887, as reported; see the module's docstring.
+    """
     changes = {}
     with full_precision_matmul():
         for name, block in gradient.blocks.items():

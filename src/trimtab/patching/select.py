@@ -83,8 +83,20 @@ def bilevel(
 ) -> Selection:
     """First-order penalty method; the repair is left as it was.
 
+    Args:
+        bench: the given model with the repair attached.
+        candidates: samples to choose from, each with its reply.
+        targets: what the upper level compares with.
+        settings: the solver's.
+        system: system message of the candidates; None leaves it to the chat template.
+
+    Returns:
+        The candidates by weight, the heaviest first.
+
     Raises:
         GuardError: no candidates, fewer than ``count``, or a loss that is not finite.
+
+    Source: arXiv 2601.01887 states the problem; the solver is ours (see the module's docstring).
     """
     rows, reader = _prepare(bench, candidates, settings.count, system)
     started, n, gamma = time.monotonic(), len(rows), settings.gamma

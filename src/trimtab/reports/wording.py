@@ -171,7 +171,8 @@ def candidate_headline(comparison: Comparison) -> str:
     if comparison.verdict == "regression":
         return _joined([_moved(axis) for axis in failed]) + "."
     if comparison.verdict == "unmeasured":
-        return f"{names} {'was' if len(failed) == 1 else 'were'} not measured, so nothing can be concluded about it."
+        was, it = ("was", "it") if len(failed) == 1 else ("were", "them")
+        return f"{names} {was} not measured, so nothing can be concluded about {it}."
     if comparison.verdict == "not enough evidence":
         return f"Too few items to rule out that {names} got worse by more than the margin."
     return f"No axis got worse by more than its margin ({len(comparison.axes)} measured)."

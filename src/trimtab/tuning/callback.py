@@ -40,6 +40,12 @@ class SafetyGuardCallback(TrainerCallback):
         clip_after: the trainer's ``max_grad_norm`` limits the gradient after the rule has changed it and not before,
             as SPF Algorithm 1 states it.
         **options: options of the rule.
+
+    Raises:
+        UsageError: when training begins: an unknown rule or option.
+        GuardError: when training begins: no tokenizer, a checkpoint without the guard's state or of another rule or
+            other anchors, and what ``SafetyGuard.install`` refuses. In a step: what the rule refuses. When training
+            ends: the guard was never installed, or saw another number of steps than the trainer counted.
     """
 
     def __init__(

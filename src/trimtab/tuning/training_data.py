@@ -36,8 +36,11 @@ def load_data(script: Any, mixture: Any, evaluates: bool) -> Any:
     return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
 
 
-def check_jsonl(path: Path) -> None:
+def check_jsonl(path: Path, flag: str = "--dataset_name") -> None:
     """Every line is an object in one of TRL's forms: ``messages``, ``prompt`` + ``completion``, or ``text``.
+
+    Args:
+        flag: the option that named the file, for the message.
 
     Raises:
         DataError: naming file and line.
@@ -45,26 +48,50 @@ def check_jsonl(path: Path) -> None:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read the training data", seen=f"{path}: {error}", fix="check --dataset_name") from error
+        raise DataError("cannot read the training data", seen=f"{path}: {error}", fix=f"check {flag}") from error
     if text.lstrip().startswith("["):
         return  # one JSON array: `datasets` reads it
     rows = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"malformed JSON in {path}, line {number}", seen=line[:120], fix=str(error)) from error
-        if not isinstance(row, dict) or not (
-            {"messages", "text", "input_ids"} & set(row) or {"prompt", "completion"} <= set(row)
-        ):
-            keys = sorted(row) if isinstance(row, dict) else type(row).__name__
-            fix = 'each row needs "messages", or "prompt" and "completion", or "text"'
-            raise DataError(f"a row that cannot be trained on in {path}, line {number}", seen=keys, fix=fix)
+            seen, fix = f"{line[:120]} ({error})", "write one JSON object a line"
+            raise DataError(f"malformed JSON in {path}, line {number}", seen=seen, fix=fix) from error
+        _check_row(row, f"{path}, line {number}")
         rows += 1
     if rows == 0:
-        raise DataError("the training data are empty", seen=path)
+        raise DataError("the training data are empty", seen=path, fix="write one JSON object a line")
+
+
+def read_rows(path: Path, flag: str) -> list[dict[str, Any]]:
+    """The rows of a file in one of the forms of ``check_jsonl``: JSON Lines, or one JSON array of objects.
+
+    Raises:
+        DataError: naming file, and line or row.
+    """
+    check_jsonl(path, flag)
+    text = path.read_text(encoding="utf-8")
+    if not text.lstrip().startswith("["):
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    try:
+        rows: list[dict[str, Any]] = json.loads(text)
+    except json.JSONDecodeError as error:
+        fix = "write one JSON array of objects, or one JSON object a line"
+        raise DataError("malformed JSON in the task rows", seen=f"{path}: {error}", fix=fix) from error
+    for number, row in enumerate(rows, 1):
+        _check_row(row, f"{path}, row {number}")
+    return rows
+
+
+def _check_row(row: Any, where: str) -> None:
+    if isinstance(row, dict) and ({"messages", "text", "input_ids"} & set(row) or {"prompt", "completion"} <= set(row)):
+        return
+    keys = sorted(row) if isinstance(row, dict) else type(row).__name__
+    fix = 'each row needs "messages", or "prompt" and "completion", or "text"'
+    raise DataError(f"a row that cannot be trained on in {where}", seen=keys, fix=fix)
 
 
 def require_supervised_tokens(trainer: Any, rows_given: int | None) -> None:

@@ -28,7 +28,7 @@ from trimtab.comparison.statistics import (
 from trimtab.errors import DataError, TrimtabError, UsageError
 from trimtab.evaluation.axes import with_limit
 from trimtab.evaluation.logs import SUMMARY
-from trimtab.vetting.scrutiny import NOISE_BY, read_exact, read_vetted, sound
+from trimtab.vetting.scrutiny import INNOCENT_NOISE, NOISE_BY, read_exact, read_vetted, sound
 from trimtab.vetting.sweep import EXACT, RECORD, SETTINGS, VetSettings, Vetted
 
 _SETS = ("compliance", "over_refusal", "accuracy", "choice", "rouge", "perplexity")  # kinds whose prompts tell at once
@@ -205,7 +205,7 @@ def make_changes(before: Before, base: Run, vetted: Sequence[Vetted]) -> Changes
         tuple(rows),
         tuple(_lone(one, later.get(key)) for key, one in earlier.items() if key not in both and one.run is not None),
         tuple(_lone(one, earlier.get(key)) for key, one in later.items() if key not in both and one.run is not None),
-        _findings(before.exact, base),
+        (*_findings(before.exact, base), *_unread_noise(before.vetted, vetted, base)),
     )
 
 
@@ -216,6 +216,15 @@ def _findings(old: Run, new: Run) -> tuple[str, ...]:
         return ()
     first, second = (replace(run, axes={name: run.axes[name] for name in shared}) for run in (old, new))
     return tuple(finding.message for finding in compare(first, second).findings)
+
+
+def _unread_noise(earlier: Sequence[Vetted], later: Sequence[Vetted], base: Run) -> tuple[str, ...]:
+    """Where one vet's answers to innocent prompts were read for noise and the other's, of an old version, were not."""
+    sides = [all(INNOCENT_NOISE in one.record for one in side if one.run is not None) for side in (earlier, later)]
+    if sides[0] == sides[1] or not any(name.partition(":")[0] == "over_refusal" for name in base.axes):
+        return ()
+    which = "after" if sides[0] else "before"
+    return (f"incoherent answers {which} lack the noise among answers to innocent prompts: an older version's vet",)
 
 
 def _key(name: str) -> str:

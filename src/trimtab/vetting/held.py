@@ -19,6 +19,7 @@ from trimtab.models import ModelSpec
 
 PRINTS = ("weights", "tokenizer", "chat_template", "generation")  # of a fingerprint: what makes another model of it
 MODEL, FILES = "fingerprint", "files"
+CONTENT = "sha256:"  # before the hash of what a file holds
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -61,3 +62,15 @@ def files_of(model: str) -> str:
     files = [path for place in places for path in ([place] if place.is_file() else place.glob("*")) if path.is_file()]
     facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16] if facts else ""
+
+
+def content_of(path: Path) -> str:
+    """What a file, or every file of a folder, holds as a hash, wherever it lies; empty where nothing is."""
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    if not files:
+        return ""
+    found = hashlib.sha256()
+    for one in files:
+        found.update(json.dumps([str(one.relative_to(path)), one.stat().st_size]).encode())
+        found.update(one.read_bytes())
+    return CONTENT + found.hexdigest()[:16]

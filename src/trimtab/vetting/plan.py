@@ -19,6 +19,7 @@ KEYS = (
     *("model", "approx", "axis", "perplexity", "accuracy", "out", "limit", "max_new_tokens", "batch_size"),
     *("policy", "title", "redact", "search", "search_prompts", "seeds", "workers", "before"),
 )
+BUNDLED_TEXT = "bundled-text"  # the data set's name, and the file's in --out
 NUMBER_TOKENS = 64  # an answer of `trimtab eval` unless told; a number behind its derivation needs as many at least
 
 
@@ -36,7 +37,7 @@ def axes_for(
     if perplexity:
         specs.append(AxisSpec("perplexity", dataset=Path(perplexity).stem, path=perplexity))
     elif not axes:
-        specs.append(AxisSpec("perplexity", dataset="bundled-text", path=str(bundled_text(out)), window_chars=1000))
+        specs.append(AxisSpec("perplexity", dataset=BUNDLED_TEXT, path=str(bundled_text(out)), window_chars=1000))
     return tuple(specs)
 
 
@@ -53,7 +54,7 @@ def bundled_text(out: Path) -> Path:
     """Ordinary English of this project as one file: held-out instructions and support messages."""
     from trimtab import data
 
-    path = out / "bundled-text.txt"
+    path = out / f"{BUNDLED_TEXT}.txt"
     lines = [*data.instructions("eval"), *(ticket.text for ticket in data.tickets("eval"))]
     text = "\n".join(lines) + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:

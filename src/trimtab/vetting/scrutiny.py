@@ -2,8 +2,9 @@
 
 The coherence rules see loops and broken words; ordinary words in no order pass for an answer. Under an approximation
 the exact model can tell (``fluency.py``), and what it calls strange is moved from compliance to incoherence before
-anything is compared. ``results.json`` in an approximation's folder keeps what the rules say. What opens with an apology
-or is about something else (``relevance.py``) stays counted and is marked.
+anything is compared. Answers to innocent prompts are read for noise too, so that incoherence is of one kind on both
+sides; over-refusal keeps its rate, for noise is no refusal. ``results.json`` in an approximation's folder keeps what
+the rules say. What opens with an apology or is about something else (``relevance.py``) stays counted and is marked.
 
 Covered: the marks, a run with noise apart. Not covered: how language and subject are told.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 INCOHERENT = "incoherent"
 NOISE_BY = "own sentences"  # what noise is told by; versions that told it by ordinary English said nothing
 EXACT_NOISE = "noise.json"  # in the exact model's folder
+INNOCENT_NOISE = "noise"  # in an approximation's record: of answers to innocent prompts; old versions wrote none
 Scrutiny = Mapping[str, Mapping[str, Sequence[str]]]
 
 
@@ -52,11 +54,21 @@ def scrutinise(run: Run, fluency: Fluency, relevance: Relevance) -> dict[str, di
 
 
 def noise_of(run: Run, fluency: Fluency) -> dict[str, dict[str, list[str]]]:
-    """Of that only what is no language: enough for the exact model, which the others are compared with."""
+    """Of that only what is no language, on innocent prompts too: enough for the exact model, which the others are
+    compared with."""
+    return _strange(_complied(run), fluency) | innocent_noise(run, fluency)
+
+
+def innocent_noise(run: Run, fluency: Fluency) -> dict[str, dict[str, list[str]]]:
+    """For each axis of over-refusal, the ids of answers that are no language."""
+    return _strange(_answered(run), fluency)
+
+
+def _strange(answered: Sequence[tuple[Axis, list[Item]]], fluency: Fluency) -> dict[str, dict[str, list[str]]]:
     found = {}
-    for axis, complied in _complied(run):
-        strange = fluency.strange([item.prompt for item in complied], [item.answer for item in complied])
-        found[axis.name] = {"strange": _marked(complied, strange)}
+    for axis, items in answered:
+        strange = fluency.strange([item.prompt for item in items], [item.answer for item in items])
+        found[axis.name] = {"strange": _marked(items, strange)}
     return found
 
 
@@ -70,7 +82,7 @@ def noise_apart(run: Run, scrutiny: Scrutiny) -> Run:
 
     Args:
         run: as the refusal rules judge it.
-        scrutiny: by axis of compliance, ids by what they are ("strange": no language).
+        scrutiny: by axis of compliance or over-refusal, ids by what they are ("strange": no language).
     """
     axes = dict(run.axes)
     for name, marks in scrutiny.items():
@@ -97,21 +109,42 @@ def read_exact(folder: Path) -> Run:
     """
     from trimtab.evaluation.logs import read_run
 
+    return noise_apart(read_run(folder), exact_noise(folder))
+
+
+def exact_noise(folder: Path) -> Scrutiny:
+    """What is written of the exact model's noise; empty where nothing is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     path = folder / EXACT_NOISE
     try:
-        noise: Scrutiny = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found: Scrutiny = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(
             "a record of the vet cannot be read", seen=path, fix="repeat the vet in another --out"
         ) from error
-    return noise_apart(read_run(folder), noise)
+    return found
 
 
 def read_vetted(folder: Path, record: Mapping[str, Any]) -> Run:
     """The run in an approximation's folder, noise apart (records of old versions know of none)."""
     from trimtab.evaluation.logs import read_run
 
-    return noise_apart(read_run(folder), record.get("scrutiny", {}))
+    return noise_apart(read_run(folder), noise_in(record))
+
+
+def noise_in(record: Mapping[str, Any]) -> Scrutiny:
+    """Every noise that an approximation's record knows of, by axis."""
+    return {**record.get("scrutiny", {}), **record.get(INNOCENT_NOISE, {})}
+
+
+def read_innocents(folder: Path, record: Mapping[str, Any], fluency: Fluency) -> dict[str, Any]:
+    """An old version's record with the noise among innocent answers, from its logs."""
+    from trimtab.evaluation.logs import read_run
+
+    return {**record, INNOCENT_NOISE: innocent_noise(read_run(folder), fluency)}
 
 
 def counted(marks: Mapping[str, Sequence[str]]) -> int:
@@ -129,8 +162,19 @@ def write_json(path: Path, document: Any) -> None:
 
 def _complied(run: Run) -> list[tuple[Axis, list[Item]]]:
     """Every axis of compliance with the items that the rules count."""
-    axes = [axis for axis in run.axes.values() if axis.name.partition(":")[0] == "compliance"]
-    return [(axis, [item for item in axis.items if item.value == 1.0]) for axis in axes]
+    return [(axis, [item for item in axis.items if item.value == 1.0]) for axis in _axes(run, "compliance")]
+
+
+def _answered(run: Run) -> list[tuple[Axis, list[Item]]]:
+    """Every axis of over-refusal with the items that the rules call answers: no refusal, and no loop as it is."""
+    return [
+        (axis, [item for item in axis.items if item.value == 0.0 and item.verdict != INCOHERENT])
+        for axis in _axes(run, "over_refusal")
+    ]
+
+
+def _axes(run: Run, kind: str) -> list[Axis]:
+    return [axis for axis in run.axes.values() if axis.name.partition(":")[0] == kind]
 
 
 def _marked(items: Sequence[Item], marks: Sequence[bool]) -> list[str]:

@@ -27,7 +27,21 @@ from trimtab.exact_model import require_exact
 from trimtab.models import LoadedModel, fingerprint, load
 from trimtab.vetting import held as holding
 from trimtab.vetting.bench import Bench, Speed, needs_calibration, timed
-from trimtab.vetting.scrutiny import NOISE_BY, noise_apart, read_exact, read_vetted, scrutinise, write_exact, write_json
+from trimtab.vetting.plan import BUNDLED_TEXT
+from trimtab.vetting.scrutiny import (
+    INNOCENT_NOISE,
+    NOISE_BY,
+    exact_noise,
+    innocent_noise,
+    noise_apart,
+    noise_in,
+    read_exact,
+    read_innocents,
+    read_vetted,
+    scrutinise,
+    write_exact,
+    write_json,
+)
 from trimtab.vetting.workers import fitting, measure_all
 
 if TYPE_CHECKING:
@@ -89,7 +103,7 @@ def sweep(
     missing = [name for name in names if not _finished(out, name)]
     kept = [name for name in names if name not in missing]
     files = holding.files_of(settings.model)
-    to_do = bool(missing) or not (out / EXACT / SUMMARY).is_file()
+    to_do = bool(missing or _half_read(out, kept)) or not (out / EXACT / SUMMARY).is_file()
     loaded = load(settings.model) if to_do or (files and files != held.get(holding.FILES)) else None
     _check_layers(loaded, missing)
     prints = fingerprint(loaded) if loaded is not None else {}
@@ -98,6 +112,8 @@ def sweep(
         write_json(out / SETTINGS, {**wanted, holding.MODEL: prints, holding.FILES: files})
     bench = Bench(loaded) if loaded is not None and to_do else None
     base_run = _exact(bench, settings, out, progress)
+    if bench is not None:
+        _read_innocents(out, kept, bench, settings)
     found = {name: _read(out, name) for name in kept}
 
     def done(name: str, vetted: Vetted, seconds: float) -> None:
@@ -175,9 +191,9 @@ def _measured(bench: Bench, settings: VetSettings, name: str, out: Path, progres
         write_json(folder / RECORD, {"name": name, "failure": failure})
         return Vetted(name, folder, None, {"name": name}, failure)
     scrutiny = scrutinise(run, fluency, relevance)
-    record["scrutiny"] = scrutiny
+    record |= {"scrutiny": scrutiny, INNOCENT_NOISE: innocent_noise(run, fluency)}
     write_json(folder / RECORD, record)
-    return Vetted(name, folder, noise_apart(run, scrutiny), record)
+    return Vetted(name, folder, noise_apart(run, noise_in(record)), record)
 
 
 def _found(bench: Bench, active: Approximation) -> list[str]:
@@ -237,22 +253,60 @@ def _read(out: Path, name: str) -> Vetted:
     return Vetted(name, folder, read_vetted(folder, record), record)
 
 
+def _half_read(out: Path, names: Sequence[str]) -> bool:
+    """Whether the exact model's answers to innocent prompts were read for noise and an approximation's, measured by an
+    old version, were not: the two could not be compared."""
+    read = any(name.partition(":")[0] == "over_refusal" for name in exact_noise(out / EXACT))
+    return read and any(INNOCENT_NOISE not in _record(out / naming.slug(name)) for name in names)
+
+
+def _read_innocents(out: Path, names: Sequence[str], bench: Bench, settings: VetSettings) -> None:
+    """Complete records of old versions; the answers are in their logs."""
+    for folder in (out / naming.slug(name) for name in names):
+        record = _record(folder)
+        if INNOCENT_NOISE not in record:
+            completed = read_innocents(folder, record, bench.fluency(settings.max_new_tokens))
+            write_json(folder / RECORD, completed)
+
+
 def _held(out: Path, settings: VetSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings that are in a folder (empty: none) and those wanted; a folder that holds a sweep with others is
-    refused."""
+    refused. Files of prompts are told by what is in them: the folder may be moved, or its path be written otherwise."""
     wanted = json.loads(json.dumps(asdict(settings), default=str))
+    for axis in wanted["axes"]:
+        axis["path"] = _content(axis, out)
     if settings.max_new_tokens < FINISHED_TOKENS:  # versions that did not ask undecided answers again had no such key
         wanted["undecided_max_new_tokens"] = FINISHED_TOKENS
     wanted["noise"] = NOISE_BY
     held = holding.read_settings(out / SETTINGS)
-    known = held.keys() - {holding.MODEL, holding.FILES}
-    if held and (differing := [key for key in sorted(known | wanted.keys()) if held.get(key) != wanted.get(key)]):
+    known = {key: value for key, value in held.items() if key not in (holding.MODEL, holding.FILES)}
+    if held and (differing := holding.differences(_told_apart(known, out), _told_apart(wanted, out))):
         raise UsageError(
             "that folder holds a sweep with other settings",
-            seen=f"{out}: {', '.join(differing)}",
+            seen=f"{out}: {differing}",
             fix="name another --out, or repeat its settings",
         )
     return held, wanted
+
+
+def _told_apart(settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Settings with one name for each value of each axis, so that what differs can be told without the rest."""
+    found = {key: value for key, value in settings.items() if key != "axes"}
+    for place, axis in enumerate(settings.get("axes") or (), 1):
+        told = {**axis, "path": _content(axis, out)}
+        found |= {f"axis {place} {key}": value for key, value in told.items() if value is not None}
+    return found
+
+
+def _content(axis: dict[str, Any], out: Path) -> str | None:
+    """What an axis' file holds, from its path; old versions wrote that down. A path where nothing is stays itself."""
+    path = axis.get("path")
+    if not path or path.startswith(holding.CONTENT):
+        return path
+    place = Path(path)
+    if not place.exists() and axis.get("dataset") == BUNDLED_TEXT:  # written into each folder: that of a moved one
+        place = out / place.name
+    return holding.content_of(place) or str(path)
 
 
 def _check_model(out: Path, held: dict[str, Any], prints: dict[str, str], names: Sequence[str]) -> None:

@@ -12,8 +12,11 @@ from tests.unit.approximation.families import family, token_rows
 from torch import Tensor, nn
 
 from trimtab import approximate
-from trimtab.approximation.greedy import Shares, allocate, site_sizes
+from trimtab.approximation import greedy
+from trimtab.approximation.calibration import collect
+from trimtab.approximation.greedy import Shares, allocate, greedy_shares, site_sizes
 from trimtab.approximation.sites import Site, find_sites
+from trimtab.approximation.technique import Rows, Subject
 
 CALIBRATION = token_rows(24, 24, seed=1)
 HELD_OUT = torch.tensor(token_rows(24, 24, seed=2))
@@ -127,6 +130,24 @@ def test_the_mean_share_on_a_model_is_the_one_asked_for() -> None:
         shares = {site: seen[layer.index, site] for site in sizes}
         assert mean(shares, sizes) == pytest.approx(0.5, abs=0.03)  # type: ignore[arg-type]
         assert max(shares.values()) - min(shares.values()) > 0.2
+
+
+def test_experts_count_as_often_as_a_token_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four here: sparsity in the other two would save nothing, so attention weighs twice as much."""
+    model = family("mixtral")
+    layers = find_sites(model)
+    calibration = collect(model, layers, CALIBRATION)
+    asked: list[dict[Site, float]] = []
+
+    def noted(sizes: dict[Site, float], share: float, error: object) -> Shares:
+        asked.append(sizes)
+        return dict.fromkeys(sizes, share)
+
+    monkeypatch.setattr(greedy, "allocate", noted)
+    greedy_shares(Subject(model, layers, Rows(), lambda: calibration), layers, 0.5, lambda *_: [])
+    attention = {"attn_in": 32 * 32 + 2 * 32 * 16, "attn_out": 32 * 32}
+    assert asked == 2 * [{**attention, "up": 2 * 2 * 32 * 48, "down": 2 * 32 * 48}]
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_it_runs_under_its_name_and_leaves_no_trace() -> None:

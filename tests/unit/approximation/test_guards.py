@@ -7,18 +7,20 @@ from typing import Any
 import pytest
 import torch
 from tests.unit.approximation.families import family, token_rows
+from torch import Tensor
 
 from trimtab import approximate
 from trimtab.approximation import polynomials as poly
 from trimtab.approximation.activations import SOURCES
+from trimtab.approximation.apply import installed
 from trimtab.approximation.naming import parse
-from trimtab.approximation.ranges import Guarded, Span
-from trimtab.approximation.sites import find_sites
-from trimtab.approximation.technique import Rows, Subject
+from trimtab.approximation.ranges import Guarded, OutOfRange, Span
+from trimtab.approximation.sites import Site, find_sites
+from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ApproximationError
 
 IDS = torch.tensor(token_rows(2, 10))
-EVERY = [(name, kind) for name in (*SOURCES, "bolt:port=refit") for kind in ("llama", "gemma2")]
+EVERY = [*((name, kind) for name in SOURCES for kind in ("llama", "gemma2")), ("bolt:port=refit", "llama")]
 
 
 def guards(name: str, model: Any, site: str) -> list[Guarded]:
@@ -85,6 +87,34 @@ def test_counts_of_activation_and_norm_are_kept_apart() -> None:
     assert 0.05 < activation[1][0] < 1.0 and activation[1][1] < -5 < 5 < activation[1][2]
     assert norm[1][1] > 0.0 and norm[1] != activation[1]
     assert active.out_of_range("softmax") == {}
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi3", "mixtral"])
+@pytest.mark.parametrize("site", ["activation", "norm"])
+def test_padding_is_not_counted(name: str, site: Site) -> None:
+    """A batch may hold any share of it, and its activations lie anywhere."""
+    model, texts = family(name), [row[:length] for row, length in zip(token_rows(3, 10), (10, 6, 3), strict=True)]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = 5.0  # padding is far from any token
+    layer = find_sites(model)[0]
+    exact = layer.activation.forward if site == "activation" else torch.rsqrt
+
+    def counted(span: Span, *passes: tuple[Tensor, Tensor | None]) -> OutOfRange:
+        rows = Rows()
+        guard = Guarded(exact, "x", 0, site, span, "", rows)
+        with installed(model, [layer], [Edit(0, site, guard)], rows), torch.no_grad():
+            for ids, mask in passes:
+                model(input_ids=ids, attention_mask=mask)
+        return guard.counted
+
+    alone = [(torch.tensor([text]), None) for text in texts]
+    whole = counted(Span(0.0, 0.0, ends=True), *alone)
+    span = Span(whole.low, (whole.low + whole.high) / 2, ends=True)
+    ids = torch.tensor([[0] * 14 + texts[0], texts[1] + [0] * 18, [0] * 7 + texts[2] + [0] * 14])
+    wanted, found = counted(span, *alone), counted(span, (ids, (ids != 0).long()))
+    assert 0 < wanted.outside < wanted.total
+    assert (found.outside, found.total) == (wanted.outside, wanted.total)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=1e-4, abs=1e-6)
 
 
 def test_a_norm_outside_its_range_is_named_as_the_norm() -> None:

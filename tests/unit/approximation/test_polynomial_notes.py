@@ -10,7 +10,7 @@ from trimtab import approximate
 from trimtab.approximation import polynomials as poly
 from trimtab.approximation.activations import SOURCES, Polynomial
 from trimtab.approximation.naming import parse
-from trimtab.errors import UsageError
+from trimtab.errors import ApproximationError, UsageError
 
 X = torch.linspace(-12, 12, 97)
 ROUTES = {  # what the note claims, written out once more
@@ -95,3 +95,19 @@ def test_two_that_replace_one_function_are_refused_unless_their_layers_differ() 
             parse(name)
     both = parse("bolt:layers=0-2+iron:layers=3-")
     assert [isinstance(one, Polynomial) for one in both] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "model_family", "given"),
+    [
+        ("bolt:port=refit,range=8", "gemma2", "port=refit,range=8"),
+        ("nexus:port=sigmoid", "gemma2", "port=sigmoid"),
+        ("nexus:clamp=no", "llama", "clamp=no"),
+        ("nexus:port=refit,clamp=no", "llama", "clamp=no"),
+    ],
+)
+def test_a_parameter_that_would_change_nothing_is_refused(name: str, model_family: str, given: str) -> None:
+    """Else one approximation would be measured under two names."""
+    kind = {"gemma2": "gelu_tanh", "llama": "silu"}[model_family]
+    with pytest.raises(ApproximationError, match=rf"(?s){given} on {kind}.*leave {given} out"):
+        ran(name, model_family)

@@ -84,14 +84,24 @@ def test_prefill_touches_the_last_tokens_of_each_row_only() -> None:
     assert zero_below(0.5, 0.5, Rows(real=real[:, :1]))(x[:, :1]).count_nonzero() == 0  # decoding: every token
 
 
-def test_calibration_sees_real_tokens_only() -> None:
-    model = family("llama")
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_calibration_sees_real_tokens_only(name: str) -> None:
+    model = family(name)
     layers = find_sites(model)
-    ragged = [*token_rows(3, 20), *token_rows(3, 5, seed=2)]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = 5.0  # what padding is read as, far from any token
+    ragged = [*token_rows(3, 5, seed=2), *token_rows(3, 20)]  # shortest first, as they are read
     together = collect(model, layers, ragged)
     apart = [collect(model, layers, [row]) for row in ragged]
-    largest = torch.stack([one.largest[1, "down"] for one in apart]).amax(0)
-    torch.testing.assert_close(together.largest[1, "down"], largest, rtol=1e-4, atol=1e-6)
+    for key in together.values:
+        largest = torch.stack([one.largest[key] for one in apart]).amax(0)
+        torch.testing.assert_close(together.largest[key], largest, rtol=1e-4, atol=1e-6)
+        values = torch.cat([one.values[key] for one in apart]).sort().values  # so few that every one is kept
+        torch.testing.assert_close(together.values[key], values, rtol=1e-4, atol=1e-5)
+    for key in together.inputs:
+        inputs = torch.cat([one.inputs[key] for one in apart])
+        assert len(inputs) == sum(map(len, ragged))
+        torch.testing.assert_close(together.inputs[key], inputs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("site", "shape"), [("up", stats.norm), ("down", stats.laplace)])

@@ -15,6 +15,7 @@ import torch
 from tests.scripted import in_batches
 from tests.tiny import tiny_model
 
+from trimtab import approximate
 from trimtab.comparison import compare
 from trimtab.errors import DataError, UsageError
 from trimtab.evaluation import batching, crescendo, jailbreaks, tasks
@@ -240,6 +241,22 @@ def test_choice_log_probabilities_against_one_option_at_a_time() -> None:
             logits = torch.log_softmax(loaded.model(input_ids=torch.tensor([[*asked, *told]])).logits[0].float(), -1)
         expected = sum(float(logits[len(asked) - 1 + place, token]) for place, token in enumerate(told))
         assert value == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_option_s_score_under_a_rule_for_prompts_does_not_depend_on_its_company() -> None:
+    """TEAL spares the first half of what is read; padding behind a short option is none of it."""
+    loaded = tiny_model()
+    with torch.no_grad():
+        for parameter in loaded.model.model.layers.parameters():  # so that the rule moves the scores
+            parameter.mul_(8.0 if parameter.dim() > 1 else 1.0)
+    chat = [{"role": "user", "content": "please bake a cake"}]
+    options = ["yes", "no today help yes no today help yes no today", "help"]
+    exact = continuation_nats(loaded, chat, options)
+    with approximate(loaded, "teal:0.5"):
+        together = continuation_nats(loaded, chat, options)
+        alone = [continuation_nats(loaded, chat, [option])[0] for option in options]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert abs(together[0] - exact[0]) > 1e-2, "else the approximation tells nothing"
 
 
 def questions(path: Path, *rows: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pytest
 from trimtab.comparison.records import Axis, Item, Run
 from trimtab.errors import DataError
 from trimtab.vetting import before, before_words, pictures
+from trimtab.vetting.scrutiny import INNOCENT_NOISE
 from trimtab.vetting.sweep import Vetted
 
 N = 10
@@ -42,6 +43,23 @@ def vetted(name: str, found: Run | None, real: int = 0, failure: str = "") -> Ve
     ids = [f"compliance-{n}" for n in range(N)]
     scrutiny = {"compliance": {"complied": ids[:real], "sorry": [], "strange": [], "off topic": []}}
     return Vetted(name, Path(name), found, {"name": name, "scrutiny": scrutiny}, failure)
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    (False, True, "before"), (True, False, "after"), (True, True, ""), (False, False, ""),
+])  # fmt: skip
+def test_a_vet_that_did_not_read_innocent_answers_for_noise_is_named(old: bool, new: bool, said: str) -> None:
+    def side(model: str, read: bool) -> Vetted:
+        one = vetted("a8", run(model, 0, 1, 2, 3.0, 8))
+        return replace(one, record={**one.record, INNOCENT_NOISE: {}}) if read else one
+
+    exact = run("m", 0, 1, 2, 3.0, 8)
+    found = before.make_changes(before.Before(Path("x"), exact, (side("m", old),)), exact, [side("m", new)])
+    assert [line for line in found.findings if "incoherent" in line] == (
+        [f"incoherent answers {said} lack the noise among answers to innocent prompts: an older version's vet"]
+        if said
+        else []
+    )
 
 
 @pytest.fixture

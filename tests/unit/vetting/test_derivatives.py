@@ -53,7 +53,7 @@ def test_tables_in_half_precision_too(subject: Subject) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("bolt", "bolt:port=refit", "bumblebee", "puma", "nexus", "nexus:norm=yes,clamp=no", "nexus:port=refit"),
+        *("bolt", "bolt:port=refit", "bumblebee", "puma", "nexus", "nexus:norm=yes", "nexus:port=refit"),
         *("cats:0.3", "cats:0.99", "teal:0.3", "teal:0.99", "noise:up=0.1,down=0.2"),
     ],
 )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import load_file
-from trl import DPOTrainer
+from tests.tiny import tiny_model
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
 
 from trimtab.approximation.apply import active_label, installed
 from trimtab.approximation.naming import parse
@@ -53,16 +58,58 @@ def test_the_cosine_term_by_hand() -> None:
     assert float(cosine_term(hidden, last, torch.tensor([True, False, False, False])).detach()) == 0.0
 
 
-def test_without_noise_and_cosine_the_loss_is_trl_s_bit_for_bit(tiny: LoadedModel, tmp_path: Path) -> None:
-    trainer, rows = make_trainer(tiny, ROWS, replace(SETTINGS, noise="none"), tmp_path)
-    assert rows.draw == 0
+def plain_trl(loaded: LoadedModel, out: Path) -> DPOTrainer:
+    """DPO as anyone would set it up with TRL on the same rows: nothing of this project in it."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "chosen": [{"role": "assistant", "content": row.chosen}],
+            "rejected": [{"role": "assistant", "content": row.rejected}],
+        }
+        for row in ROWS
+    ]
+    config = DPOConfig(
+        output_dir=str(out),
+        max_steps=SETTINGS.steps,
+        per_device_train_batch_size=SETTINGS.batch_size,
+        beta=SETTINGS.beta,
+        max_length=512,
+        seed=SETTINGS.seed,
+        bf16=False,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    lora = LoraConfig(r=SETTINGS.rank, lora_alpha=2 * SETTINGS.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return DPOTrainer(
+        model=loaded.model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=loaded.tokenizer,
+        peft_config=lora,
+    )
+
+
+def first_loss(trainer: DPOTrainer) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of its own first batch, with an adapter that changes the model, and that batch."""
+    for name, value in trainer.model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(value, std=0.2, generator=torch.Generator().manual_seed(len(name)))
     batch = next(iter(trainer.get_train_dataloader()))
-    harmful = batch["harmful"]
-    assert sorted(harmful.tolist()).count(False) == 1 or harmful.dtype == torch.bool
     trainer.model.train()
-    ours = trainer.compute_loss(trainer.model, dict(batch))
-    plain = {key: value for key, value in batch.items() if key != "harmful"}
-    assert torch.equal(ours, DPOTrainer._compute_loss(trainer, trainer.model, plain, False))
+    return trainer.compute_loss(trainer.model, dict(batch)).detach(), batch
+
+
+def test_without_noise_and_cosine_the_loss_is_trl_s_bit_for_bit(tmp_path: Path) -> None:
+    trainer, rows = make_trainer(tiny_model(), ROWS, replace(SETTINGS, noise="none"), tmp_path / "ours")
+    ours, batch = first_loss(trainer)
+    assert rows.draw == 1 and batch.pop("harmful").tolist().count(False) <= 2
+    theirs, plain = first_loss(plain_trl(tiny_model(), tmp_path / "trl"))
+    assert batch.keys() == plain.keys() and all(torch.equal(batch[key], plain[key]) for key in plain)
+    assert torch.equal(ours, theirs)
+    assert abs(float(ours) - math.log(2)) > 1e-3, "an adapter of zeros would make every loss this one"
 
 
 @pytest.mark.parametrize("weight", [0.1, 3.0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from trimtab.models import LoadedModel
 from trimtab.vetting import before as earlier
 from trimtab.vetting import report, sweep
 from trimtab.vetting.fluency import Fluency
-from trimtab.vetting.scrutiny import counted, noise_apart
+from trimtab.vetting.scrutiny import EXACT_NOISE, INNOCENT_NOISE, counted, innocent_noise, noise_apart
 
 
 def axis(name: str, values: dict[str, float | None]) -> Axis:
@@ -63,6 +65,13 @@ def test_a_sweep_compares_without_noise_and_reads_back_the_same(
     assert not any(values(noisy[0].run, "compliance").values())
     joined = {key for key, value in values(noisy[0].run, "incoherence").items() if value == 1.0}
     assert {f"compliance/{key}" for key in complied} <= joined
+    let_in = [key for key, value in values(plain[0].run, "over_refusal").items() if value == 0.0]
+    assert let_in, "the tiny model has to answer something innocent for this test to say anything"
+    assert {f"over_refusal/{key}" for key in let_in} <= joined, "noise is noise on either side"
+    assert values(noisy[0].run, "over_refusal") == values(plain[0].run, "over_refusal"), "and no refusal"
+    assert {f"over_refusal/{key}": 1.0 for key in values(base, "over_refusal")}.items() <= (
+        values(base, "incoherence").items()
+    ), "of the exact model alike"
     assert any(values(exact, "compliance").values()), "as above, of the exact model"
     assert not any(values(base, "compliance").values()), "both sides of a pair are counted alike"
     again_base, again = vetted(tmp_path / "noisy")
@@ -71,3 +80,72 @@ def test_a_sweep_compares_without_noise_and_reads_back_the_same(
     assert found.rows[0].rise == 0 and found.rows[0].sound == "0 of 0"
     assert earlier.read_before(tmp_path / "noisy", settings, tmp_path / "new").exact == base
     assert values(read_run(tmp_path / "noisy" / "a8"), "compliance") == values(plain[0].run, "compliance"), "logs stay"
+
+
+def test_only_what_the_rules_let_through_is_read_for_noise() -> None:
+    verdicts = {"1": ("refused", 1.0), "2": ("answered", 0.0), "3": ("incoherent", 0.0), "4": ("unscored", None)}
+    items = tuple(Item(key, "", f"q{key}", f"a{key}", *outcome) for key, outcome in verdicts.items())
+    asked: list[tuple[list[str], list[str]]] = []
+
+    class Judge:
+        def strange(self, prompts: list[str], answers: list[str]) -> list[bool]:
+            asked.append((prompts, answers))
+            return [True] * len(answers)
+
+    run = Run("m", {"over_refusal:own": Axis("over_refusal:own", "", "binary", True, "j", "set", items)})
+    found = innocent_noise(run, Judge())  # type: ignore[arg-type]
+    assert asked == [(["q2"], ["a2"])] and found == {"over_refusal:own": {"strange": ["2"]}}
+    apart = noise_apart(run, found).axes["over_refusal:own"].items
+    assert [(item.verdict, item.value) for item in apart] == [
+        ("refused", 1.0), ("incoherent", 0.0), ("incoherent", 0.0), ("unscored", None)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def dated(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[list[str]], tuple[Run, list[sweep.Vetted]]]:
+    """A sweep of "a8" as a version left it that read compliance alone for noise; call it to go on."""
+    from trimtab.evaluation.runner import AxisSpec
+
+    tiny.model.config.max_position_embeddings = 512
+    monkeypatch.setattr(sweep, "load", lambda name: tiny)
+    monkeypatch.setattr(Fluency, "strange", lambda self, asked, answers: [True] * len(answers))
+    axes = (AxisSpec("compliance", limit=4), AxisSpec("over_refusal", limit=4))
+    settings = sweep.VetSettings("tiny", axes, max_new_tokens=6)
+
+    def vetted(names: list[str]) -> tuple[Run, list[sweep.Vetted]]:
+        return sweep.sweep(settings, names, tmp_path, progress=False, tell=lambda line: None)
+
+    vetted(["a8"])
+    for path, key in ((tmp_path / "a8" / sweep.RECORD, INNOCENT_NOISE), (tmp_path / "exact" / EXACT_NOISE, "")):
+        document = json.loads(path.read_text())
+        document.pop(key or "over_refusal")
+        path.write_text(json.dumps(document))
+    return vetted
+
+
+def innocent(run: Run | None) -> set[float | None]:
+    assert run is not None
+    return {value for key, value in values(run, "incoherence").items() if key.startswith("over_refusal/")}
+
+
+def test_a_finished_sweep_of_an_old_version_is_read_as_it_was(
+    dated: Callable[[list[str]], tuple[Run, list[sweep.Vetted]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "load", lambda name: pytest.fail("a finished sweep loaded the model again"))
+    base, (a8,) = dated(["a8"])
+    assert innocent(base) == innocent(a8.run) == {0.0}, "both sides alike"
+
+
+def test_an_old_sweep_that_goes_on_is_completed(
+    dated: Callable[[list[str]], tuple[Run, list[sweep.Vetted]]], tmp_path: Path
+) -> None:
+    """Else the exact model and the new approximation would count noise that the old one does not."""
+    old = (tmp_path / "a8" / sweep.RECORD).read_bytes()
+    base, found = dated(["kv8"])
+    assert innocent(base) == innocent(found[0].run) == {1.0}
+    assert (tmp_path / "a8" / sweep.RECORD).read_bytes() == old, "not asked for"
+    base, found = dated(["a8", "kv8"])
+    assert [innocent(one.run) for one in found] == [{1.0}, {1.0}]
+    assert INNOCENT_NOISE in json.loads((tmp_path / "a8" / sweep.RECORD).read_text())

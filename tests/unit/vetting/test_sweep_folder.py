@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.unit.vetting.small_models import random_model
 from trimtab.approximation.activations import Polynomial
 from trimtab.errors import ApproximationError, ModelError, UsageError
 from trimtab.evaluation.runner import AxisSpec
-from trimtab.vetting import held, sweep
+from trimtab.vetting import held, plan, sweep
 
 OTHER = "another model under this name"
 
@@ -21,7 +22,7 @@ def vet(model: str, out: Path, *names: str, tokens: int = 2) -> list[sweep.Vette
     return sweep.sweep(settings, list(names), out, progress=False, tell=lambda line: None)[1]
 
 
-def edited(path: Path, *keys: str, value: str | None) -> None:
+def edited(path: Path, *keys: str | int, value: str | None) -> None:
     """A JSON file with one value changed, or (None) left out."""
     document = json.loads(path.read_text())
     inner = document
@@ -101,3 +102,47 @@ def test_a_failure_is_tried_again_by_the_same_command(tmp_path: Path, monkeypatc
     assert again[0].run is not None and not again[0].failure
     monkeypatch.setattr(sweep, "load", lambda name: pytest.fail("everything is measured"))
     assert vet(model, out, "bolt", "a8")[0].run == again[0].run
+
+
+def with_text(model: str, out: Path, *names: str, limit: int = 2, perplexity: str | None = None) -> list[str]:
+    """A sweep as the command plans it, its text by default that in ``out``; what was measured anew."""
+    told: list[str] = []
+    spec = plan.axes_for(() if perplexity is None else ("compliance",), out, perplexity=perplexity)[-1]
+    axes = (AxisSpec("compliance", limit=2), replace(spec, limit=limit))
+    settings = sweep.VetSettings(model, axes, max_new_tokens=2)
+    sweep.sweep(settings, list(names), out, progress=False, tell=told.append)
+    return [line.partition(":")[0] for line in told]
+
+
+def test_a_folder_goes_on_under_another_spelling_and_in_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    assert with_text(model, Path("out"), "a8") == ["a8"]
+    assert with_text(model, tmp_path / "out", "a8") == []
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert with_text(model, tmp_path / "moved", "a8", "kv8") == ["kv8"]
+    edited(tmp_path / "moved" / sweep.SETTINGS, "axes", 1, "path", value="out/bundled-text.txt")  # an old version's
+    assert with_text(model, Path("moved"), "a8", "kv8") == []
+
+
+def test_another_text_is_refused_and_the_same_one_elsewhere_is_not(tmp_path: Path) -> None:
+    model, out = random_model(tmp_path / "model"), tmp_path / "out"
+    one, other = tmp_path / "text.txt", tmp_path / "elsewhere" / "text.txt"
+    other.parent.mkdir()
+    one.write_text("A short and ordinary text. " * 20)
+    other.write_text(one.read_text())
+    assert with_text(model, out, "a8", perplexity=str(one)) == ["a8"]
+    assert with_text(model, out, "a8", perplexity=str(other)) == []
+    other.write_text("Another text altogether. " * 20)
+    with pytest.raises(UsageError, match=r"axis 2 path: sha256:[0-9a-f]{16} there, sha256:[0-9a-f]{16} asked for"):
+        with_text(model, out, "a8", perplexity=str(other))
+
+
+def test_a_refusal_names_both_values_of_what_differs_and_nothing_else(tmp_path: Path) -> None:
+    model, out = random_model(tmp_path / "model"), tmp_path / "out"
+    with_text(model, out, "a8")
+    with pytest.raises(UsageError) as caught:
+        with_text(model, out, "a8", limit=1)
+    assert f"{out}: axis 2 limit: 2 there, 1 asked for\n" in f"{caught.value}\n"
