@@ -12,7 +12,7 @@ import pytest
 
 from trimtab import demo
 from trimtab.demo_model import find_gguf
-from trimtab.errors import ModelError, UsageError
+from trimtab.errors import DataError, ModelError, UsageError
 
 pytestmark = pytest.mark.integration
 
@@ -80,6 +80,15 @@ def test_an_adapter_on_the_other_base_is_refused(trained: Path) -> None:
 def test_another_demo_in_the_folder_is_not_overwritten(folder: Path) -> None:
     with pytest.raises(UsageError, match="other settings"):
         demo.prepare_folder(folder, demo.DemoSettings(seed=5))
+
+
+def test_damaged_settings_are_named_and_an_unknown_guard_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"seed"')
+    with pytest.raises(DataError, match=r"settings\.json"):
+        demo.prepare_folder(tmp_path, demo.DemoSettings())
+    with pytest.raises(UsageError, match="keel, spf, mixing"):
+        demo.run_demo(tmp_path / "new", guard="nonsense")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_aligned_demo_refuses_and_answers() -> None:

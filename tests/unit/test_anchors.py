@@ -57,6 +57,14 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
         SafetyAnchors.from_jsonl(path)
 
 
+def test_the_parser_s_reason_is_seen_and_the_fix_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{")
+    with pytest.raises(DataError, match="Expecting property name") as caught:
+        SafetyAnchors.from_jsonl(path)
+    assert caught.value.fix == "write one JSON object a line"
+
+
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
         SafetyAnchors.from_jsonl(tmp_path / "absent.jsonl")

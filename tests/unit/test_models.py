@@ -103,6 +103,9 @@ def test_no_chat_template_is_an_error_that_says_how(tmp_path: Path) -> None:
     assert load(str(folder), require_chat=False).tokenizer.chat_template is None
     with pytest.raises(ModelError, match="cannot read the chat template"):
         load(str(folder), chat_template=str(tmp_path / "absent.jinja"))
+    (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError, match="cannot read the chat template"):
+        load(str(folder), chat_template=str(tmp_path / "binary.jinja"))
 
 
 @pytest.mark.parametrize(
@@ -111,12 +114,72 @@ def test_no_chat_template_is_an_error_that_says_how(tmp_path: Path) -> None:
         ("./nowhere", "no model folder"),
         ("/nowhere/at/all", "no model folder"),
         ("nowhere.gguf", "no GGUF file"),
-        ("no-such-org/no-such-model", "could not load"),
+        ("no-such-org/no-such-model", "no folder of that name here.*hf auth login"),
     ],
 )
 def test_what_is_not_there(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load(name)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "named"),
+    [
+        ("tokenizer.json", "tokenizer"),
+        ("model.safetensors", "header"),
+        ("config.json", "valid JSON"),
+    ],
+)
+def test_a_damaged_folder_is_not_taken_for_a_hub_id(tmp_path: Path, damaged: str, named: str) -> None:
+    folder = _save(tmp_path / "m")
+    if damaged == "tokenizer.json":
+        (folder / damaged).unlink()
+        (folder / "tokenizer_config.json").unlink()
+    else:
+        (folder / damaged).write_text("{")
+    with pytest.raises(ModelError, match="could not load") as caught:
+        load(str(folder))
+    assert named in str(caught.value.seen) and "\n" not in str(caught.value.seen)
+    assert "config, tokenizer and safetensors" in caught.value.fix
+
+
+def test_a_damaged_adapter_is_named(tmp_path: Path) -> None:
+    base, adapter = _save(tmp_path / "m"), tmp_path / "a"
+    adapter.mkdir()
+    with pytest.raises(ModelError, match="holds no adapter") as caught:
+        load(f"{base}?adapter={adapter}")
+    assert "trimtab sft" in caught.value.fix
+    get_peft_model(load(str(base)).model, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(adapter)
+    whole = (adapter / "adapter_config.json").read_text()
+    (adapter / "trimtab.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"trimtab\.json.*list"):
+        load(str(adapter))
+    (adapter / "trimtab.json").unlink()
+    for name in (str(adapter), f"{base}?adapter={adapter}"):
+        (adapter / "adapter_config.json").write_text(whole[:20])
+        with pytest.raises(ModelError, match="configuration cannot be read"):
+            load(name)
+    (adapter / "adapter_config.json").write_text(whole)
+    (adapter / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match="weights cannot be read"):
+        load(str(adapter))
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        load(str(adapter))
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="sees no CUDA device"):
+        load("./nowhere?device=cuda")
+    for word in ("gpu", "cuda:x", "meta"):
+        with pytest.raises(UsageError, match="unknown device"):
+            load(f"./nowhere?device={word}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert models.named_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ModelError, match="of that number"):
+        models.named_device("cuda:1")
 
 
 def test_an_empty_folder_and_a_damaged_gguf(tmp_path: Path) -> None:

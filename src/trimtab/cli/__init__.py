@@ -13,7 +13,7 @@ import click
 
 from trimtab import __version__
 from trimtab.cli import geometry, judging, machine, measuring, patching, structeval, training, vetting
-from trimtab.cli.common import examples
+from trimtab.cli.common import VERDICTS, examples
 from trimtab.errors import TrimtabError
 
 
@@ -66,6 +66,7 @@ def _fail(message: str, code: int) -> int:
         "trimtab demo",
         "trimtab sft --config recipes/sft_lora.yaml --dataset_name my.jsonl",
         "trimtab compare runs/base runs/new",
+        codes=VERDICTS,
     ),
 )
 @click.version_option(__version__, prog_name="trimtab")

@@ -10,12 +10,18 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-EXIT_CODES = "Exit codes: 0 pass, 1 usage, 2 could not run, 3 regression, 4 an axis unmeasured, 5 not enough evidence."
+RAN = "0 it ran"
+VERDICTS = "0 pass", "3 regression", "4 an axis unmeasured", "5 not enough evidence"
 
 
-def examples(*lines: str) -> str:
-    """A help epilogue that click does not re-wrap."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) + f"\n\n{EXIT_CODES}"
+def examples(*lines: str, codes: tuple[str, ...] = (RAN,)) -> str:
+    """A help epilogue that click does not re-wrap.
+
+    Args:
+        codes: exit codes beside those that every verb has.
+    """
+    every = ", ".join(sorted([*codes, "1 usage", "2 could not run"]))
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) + f"\n\nExit codes: {every}."
 
 
 def json_option(function: F) -> F:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trimtab.cli.common import emit, examples, json_option, write_text
+from trimtab.cli.common import VERDICTS, emit, examples, json_option, write_text
 
 
 @click.command(
@@ -55,6 +55,7 @@ def evaluate(model: str, axes: tuple[str, ...], out: Path, match: str | None, li
     """
     from trimtab import models
     from trimtab.evaluation.axes import AxisSpec, with_match
+    from trimtab.evaluation.runner import check_options
     from trimtab.evaluation.runner import evaluate as measure
     from trimtab.evaluation.terminal import document, lines
 
@@ -64,6 +65,7 @@ def evaluate(model: str, axes: tuple[str, ...], out: Path, match: str | None, li
     if specs is not None:
         for spec in specs:
             spec.prompts()  # a wrong path should not cost a model load
+    check_options(specs or [], seeds, temperature, attacker)
     loaded = models.load(model, chat_template=chat_template)
     run = measure(loaded, specs, out=out, limit=limit, max_new_tokens=max_new_tokens, batch_size=batch_size,
                   judge=judge, seeds=seeds, temperature=temperature, attacker=attacker)  # fmt: skip
@@ -74,6 +76,7 @@ def evaluate(model: str, axes: tuple[str, ...], out: Path, match: str | None, li
     epilog=examples(
         "trimtab compare runs/base runs/new",
         "trimtab compare runs/base runs/new --html report.html --policy policy.yaml && echo release",
+        codes=VERDICTS,
     )
 )
 @click.argument("base", type=click.Path(path_type=Path))

@@ -17,6 +17,7 @@ from trimtab.cli.common import emit, examples, json_option, write_text
         "trimtab patch runs/mine --keep my_prompts.jsonl --axis compliance --axis over_refusal --axis accuracy:tickets "
         "--out runs/p",
         "trimtab patch runs/mine --method published --out runs/one-shot --force",
+        codes=("0 saved, or nothing to repair", "3 refused to save"),
     )
 )
 @click.argument("model")

@@ -125,7 +125,12 @@ def generate(model: str, out: Path, max_tokens: int, temperature: float, batch_s
     emit({"out": str(out), "answers": done.done, "kept": done.kept, "cut": done.cut}, lines, as_json)
 
 
-@structeval.command(epilog=examples("trimtab structeval render 'a -> b' --format mermaid --out graph.png"))
+@structeval.command(
+    epilog=examples(
+        "trimtab structeval render 'a -> b' --format mermaid --out graph.png",
+        codes=("0 good", "3 not good", "4 its renderer is missing"),
+    )
+)
 @click.argument("file_or_text")
 @click.option("--format", "format_name", required=True, help="One of the 18 formats.")
 @click.option("--out", type=_FILE, help="Write the picture (PNG) here.")

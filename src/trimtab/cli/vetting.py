@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtab.cli.common import emit, examples, json_option, write_text
+from trimtab.cli.common import VERDICTS, emit, examples, json_option, write_text
 
 if TYPE_CHECKING:
     from trimtab.evaluation.runner import AxisSpec
@@ -25,6 +25,7 @@ NOT_SEARCHED = ("approx", "axis", "perplexity", "accuracy", "limit", "workers", 
         "trimtab vet 'demo?adapter=runs/hardened' --before runs/vet --out runs/vet-hardened",
         "trimtab vet demo --search --out runs/search",
         "trimtab vet --config recipes/vetting/vet_demo.yaml",
+        codes=VERDICTS,
     )
 )
 @click.argument("model", required=False)

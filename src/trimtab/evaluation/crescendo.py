@@ -69,9 +69,14 @@ def attacker_model(attacker: str | Model | None) -> Model:
         return get_model(attacker)
     found = get_model(role="attacker", default=None)
     if found == get_model():
-        fix = "name one: --attacker openai/NAME, vllm/NAME or trimtab/NAME"
-        raise UsageError("a crescendo needs an attacker model", fix=fix)
+        raise no_attacker()
     return found
+
+
+def no_attacker() -> UsageError:
+    """The error where a crescendo has nobody to lead it."""
+    fix = "name one: --attacker openai/NAME, vllm/NAME or trimtab/NAME"
+    return UsageError("a crescendo needs an attacker model", fix=fix)
 
 
 async def next_message(lead: Model, goal: str, said: Sequence[ChatMessage]) -> str:

@@ -96,16 +96,15 @@ def evaluate(
         DataError: empty or malformed data; a measurement that failed half way (the message says how to go on).
         ModelError: the model cannot be loaded.
         UsageError: no axis, one named twice, or one that cannot be asked so; several seeds without a temperature, or a
-            temperature without several seeds; an unknown judge, or one that is the model under test.
+            temperature without several seeds; an unknown judge, or one that is the model under test;
+            a crescendo without an attacker.
     """
     specs = [with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
     if not specs:
         raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
     from trimtab.generation import fitting_rows
 
-    if (seeds > 1) != (temperature > 0.0):
-        fix = "give both --seeds N and --temperature T, or neither"
-        raise UsageError("several seeds need a temperature, and a temperature several seeds", seen=seeds, fix=fix)
+    check_options(specs, seeds, temperature, attacker)
     prompts = [spec.prompts() for spec in specs]  # before the model: a wrong path should not cost a load
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +119,21 @@ def evaluate(
     _check_distinct(planned)
     with alone_in(folder):
         return _measure(loaded, planned, identity, folder, options, progress)
+
+
+def check_options(axes: Sequence[AxisSpec], seeds: int, temperature: float, attacker: str | None) -> None:
+    """What can be refused before a model is loaded or a log begun.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    if (seeds > 1) != (temperature > 0.0):
+        fix = "give both --seeds N and --temperature T, or neither"
+        raise UsageError("several seeds need a temperature, and a temperature several seeds", seen=seeds, fix=fix)
+    if not attacker and any(axis.kind == "jailbreak" and axis.dataset == "crescendo" for axis in axes):
+        from trimtab.evaluation.crescendo import no_attacker
+
+        raise no_attacker()
 
 
 def _measure(

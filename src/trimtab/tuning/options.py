@@ -9,6 +9,7 @@ from trimtab.errors import UsageError
 from trimtab.tuning.callback import SafetyGuardCallback
 from trimtab.tuning.rivals.catalogue import OPTIONS
 from trimtab.tuning.rivals.recipes import RECIPES, Recipe
+from trimtab.tuning.rule_names import make_rule
 
 NO_GUARD = "none"
 #: Options by guard, without the prefix ``guard_``.
@@ -135,6 +136,7 @@ class GuardArguments:
         if self.guard == NO_GUARD or self.guard in RECIPES:
             return None
         clip_after = bool(options.pop("clip_after", False))
+        make_rule(self.guard, **options)  # what is wrong with an option is said before a model is loaded
         anchors = named_anchors(self.guard_anchors)
         return SafetyGuardCallback(anchors, self.guard, name=name, clip_after=clip_after, **options)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anchors import SafetyAnchors, Side
-from trimtab.errors import GuardError
+from trimtab.errors import GuardError, UsageError
 from trimtab.gradients.factors import SafetyGradient
 from trimtab.gradients.sharding import is_sharded, scalar
 from trimtab.gradients.surgery import spf_algorithm1
@@ -128,6 +128,9 @@ class SpfRule:
     decision_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        for option in ("rank", "refresh_every", "rows"):
+            if getattr(self, option) < 1:
+                raise UsageError(f"spf's {option} is at least 1", seen=getattr(self, option), fix="raise it")
         self._cached: SafetyGradient | None = None
         self._resumed: Mapping[str, Tensor] = {}  # its parts, until a step says which device each belongs on
 

@@ -70,8 +70,16 @@ def test_the_design_effect_is_kishs() -> None:
     "wrong", [{"margin": 0.0}, {"rate": 1.5}, {"axes": 0}, {"youden": 0.0}, {"worsening": 0.04}, {"similarity": 2.0}]
 )
 def test_impossible_assumptions_are_errors(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         Assumptions(**wrong)  # type: ignore[arg-type]
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(("name", "usual"), [("alpha", "0.05"), ("power", "0.8")])
+def test_an_impossible_level_is_corrected_by_a_value_that_fits_it(name: str, usual: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Assumptions(**{name: 2.0})  # type: ignore[arg-type]
+    assert caught.value.fix == f"set {name} to, say, {usual}"
 
 
 def test_an_endless_plan_is_an_error() -> None:

@@ -200,9 +200,11 @@ def test_a_crescendo_takes_refused_turns_back(monkeypatch: pytest.MonkeyPatch) -
     assert "can't help" not in lead.asked[-1]
 
 
-def test_a_crescendo_without_an_attacker_says_so(tmp_path: Path, scripted: list[Any]) -> None:
-    with pytest.raises(DataError, match="did not finish"):
-        evaluate(tiny_model(), [AxisSpec("jailbreak", "crescendo", limit=1)], out=tmp_path, progress=False)
+def test_a_crescendo_without_an_attacker_is_refused_before_the_model_loads(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="needs an attacker"):
+        evaluate("./nowhere", [AxisSpec("jailbreak", "crescendo", limit=1)], out=out, progress=False)
+    assert not out.exists(), "nothing was started, and no model was looked for"
 
 
 def test_gcg_by_the_library_lowers_the_loss_of_its_target() -> None:

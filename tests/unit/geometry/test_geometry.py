@@ -11,7 +11,7 @@ from tests.tiny import tiny_model
 from trimtab.anchors import Anchor, SafetyAnchors
 from trimtab.errors import DataError, UsageError
 from trimtab.geometry.measure import GeometrySettings
-from trimtab.geometry.rows import bundled_rows, tokenise_rows
+from trimtab.geometry.rows import bundled_rows, read_rows, tokenise_rows
 from trimtab.geometry.run import run_geometry
 from trimtab.geometry.table import summary_lines
 
@@ -66,6 +66,34 @@ def test_too_few_refusals_and_wrong_settings_are_refused(tmp_path: Path, rows: P
         run_geometry(tiny_model(), tmp_path / "g", GeometrySettings(samples=8, steps=0), rows, ANCHORS)
     with pytest.raises(UsageError, match="sgd"):
         GeometrySettings(optimizer="lion")
+    with pytest.raises(UsageError, match="learning rate"):
+        GeometrySettings(lr=-1.0)
+
+
+def test_a_damaged_file_in_the_folder_is_named(tmp_path: Path, rows: Path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "of.json").write_text("{")
+    with pytest.raises(DataError, match=r"of\.json"):
+        run_geometry(tiny_model(), tmp_path / "g", GeometrySettings(samples=4, steps=0, batch=4), rows, ANCHORS)
+    (tmp_path / "g" / "of.json").unlink()
+    (tmp_path / "g" / "spectra.json").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"spectra\.json"):
+        run_geometry(tiny_model(), tmp_path / "g", GeometrySettings(samples=4, steps=0, batch=4), rows, ANCHORS)
+
+
+def test_a_json_array_has_the_same_rows_as_json_lines(tmp_path: Path, rows: Path) -> None:
+    array = tmp_path / "rows.json"
+    found = read_rows(rows)
+    array.write_text(json.dumps(found, indent=1))
+    assert read_rows(array) == found
+    array.write_text('[{"text": "fine"}, {"question": "x"}]')
+    with pytest.raises(DataError, match="row 2"):
+        read_rows(array)
+    array.write_text('[{"text": "cut')
+    with pytest.raises(DataError, match="malformed JSON"):
+        read_rows(array)
+    with pytest.raises(DataError, match="check --data"):
+        read_rows(tmp_path / "absent.jsonl")
 
 
 def test_rows_of_every_form() -> None:

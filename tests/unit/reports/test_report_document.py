@@ -155,3 +155,11 @@ def test_a_hostile_name_stays_in_its_cell() -> None:
     named = replace(one, candidate=replace(one.candidate, model="a|b\n## Pass"))
     lines = to_markdown([named]).splitlines()
     assert not any(line.startswith("## Pass") for line in lines)
+
+
+def test_several_unmeasured_axes_are_them() -> None:
+    both = {"compliance": 0.1, "accuracy": 0.9}
+    found = compare(run("a", 1, {**both, "perplexity": 2.0}), run("b", 2, {"compliance": 0.1}))
+    assert "were not measured, so nothing can be concluded about them." in overall_headline([found])
+    one = compare(run("a", 1, both), run("b", 2, {"compliance": 0.1}))
+    assert "was not measured, so nothing can be concluded about it." in overall_headline([one])

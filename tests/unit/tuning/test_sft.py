@@ -223,6 +223,24 @@ def test_wrong_configuration_is_named(place: Path, change: dict[str, object], me
     assert not (place / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guard_rows": -1}, "keel's rows is at least 1"),
+        ({"guard_target": "nope"}, "no such target"),
+        ({"guard": "spf", "guard_rank": 0}, "spf's rank is at least 1"),
+        ({"guard": "spf", "guard_refresh_every": 0}, "spf's refresh_every"),
+    ],
+)
+def test_an_option_that_the_rule_cannot_take_is_named_before_a_model_is_loaded(
+    place: Path, change: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "load_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match=message):
+        sft.run(_config(place, "out", **change))
+    assert not (place / "out").exists()
+
+
 def test_unknown_flags_suggest_the_known_one() -> None:
     with pytest.raises(UsageError, match="did you mean --guard_rank"):
         sft.parse(["--guard_rnk", "3"])
@@ -233,8 +251,11 @@ def test_unknown_flags_suggest_the_known_one() -> None:
 def test_jsonl_errors_name_the_line(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "fine"}\n{"text": broken}\n')
-    with pytest.raises(DataError, match="line 2"):
+    with pytest.raises(DataError, match="line 2") as caught:
         check_jsonl(path)
+    assert "Expecting value" in str(caught.value.seen) and caught.value.fix == "write one JSON object a line"
+    path.write_text('{"text": "a line separator\u2028inside"}\n', encoding="utf-8")  # JSON allows it unescaped
+    check_jsonl(path)
     path.write_text('{"text": "fine"}\n\n{"question": "x"}\n')
     with pytest.raises(DataError, match="line 3"):
         check_jsonl(path)
