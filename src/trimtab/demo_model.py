@@ -83,12 +83,12 @@ def dequantised() -> Path:
         return folder
     import torch
 
-    from trimtab.models import _from_gguf
+    from trimtab.model_weights import from_gguf
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".dequantise-", dir=folder.parent))
     try:
-        model, tokenizer = _from_gguf(find_gguf(), torch.float32)
+        model, tokenizer = from_gguf(find_gguf(), torch.float32)
         tokenizer.pad_token = "<|endoftext|>"  # noqa: S105 - the GGUF names the end of turn as padding
         model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(scratch)

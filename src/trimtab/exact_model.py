@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab.errors import UsageError
-from trimtab.models import ModelSpec
+from trimtab.model_names import ModelSpec
 
 
 def require_exact(name: str, verb: str, instead: str = "") -> None:

@@ -1,8 +1,8 @@
 """One way to hold a model: hub id, local folder, GGUF file, PEFT adapter on any of them, and the embedded demo.
 
-Covered: finding the weights, dtype, device, tokenizer, chat template, adapters; refusing pickles and foreign adapters.
-Not covered: generation (``generation.py``), what an approximation does (``approximation/``), where the demo's weights
-come from (``demo_model.py``).
+Covered: dtype, device, chat template, padding, and the whole of it in order. Not covered: names (``model_names.py``),
+weights (``model_weights.py``), adapters (``model_adapters.py``), generation (``generation.py``), what an approximation
+does (``approximation/``), where the demo's weights come from (``demo_model.py``).
 
 A model is named by a string, the same in every verb::
 
@@ -18,59 +18,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from trimtab.errors import ModelError, UsageError
-from trimtab.json_files import read_object
+from trimtab.model_adapters import attach_adapter, unfold_adapter_folder
+from trimtab.model_names import ModelSpec
+from trimtab.model_weights import content_hash as content_hash
+from trimtab.model_weights import load_base
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEMO_NAMES = ("demo", "demo-unaligned")
-_QUERY_KEYS = ("revision", "adapter", "dtype", "device", "chat_template", "approx")
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<unk>")
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A parsed model name. ``location`` is everything before the ``?``."""
-
-    location: str
-    revision: str | None = None
-    adapter: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    chat_template: str | None = None
-    approx: str | None = None
-
-    @classmethod
-    def parse(cls, name: str, **overrides: str | None) -> ModelSpec:
-        """Split ``location?key=value&...``; keyword overrides that are not None win.
-
-        Raises:
-            UsageError: for an unknown key.
-        """
-        location, _, query = name.partition("?")
-        parts = [part.partition("=") for part in query.split("&")] if query else []
-        options = {key: unquote(value) for key, _, value in parts}
-        for key in options:
-            if key not in _QUERY_KEYS:
-                raise UsageError(
-                    f"unknown key in the model name {name!r}", seen=key, fix=f"use one of: {', '.join(_QUERY_KEYS)}"
-                )
-            if not options[key]:
-                raise UsageError(
-                    f"a key without a value in the model name {name!r}", seen=key, fix=f"write {key}=VALUE"
-                )
-        given = {key: value for key, value in overrides.items() if value is not None}
-        return replace(cls(location=location), **{**options, **given})
 
 
 @dataclass(frozen=True)
@@ -120,17 +83,17 @@ def load(
 
         naming.parse(spec.approx)  # a typo should not cost a model load
     if (Path(spec.location) / "adapter_config.json").is_file():
-        spec = _unfold_adapter_folder(spec)
+        spec = unfold_adapter_folder(spec)
     device = named_device(spec.device) if spec.device else default_device()
     dtype = resolve_dtype(spec.dtype, device)
-    model, tokenizer = _load_base(spec, dtype, dict(from_pretrained or {}))
+    model, tokenizer = load_base(spec, dtype, dict(from_pretrained or {}))
     if spec.chat_template:
         tokenizer.chat_template = _read_template(spec.chat_template)
     _separate_pad_token(tokenizer)
     if require_chat:
         require_chat_template(tokenizer, name)
     if spec.adapter:
-        model = _attach_adapter(model, spec.adapter)
+        model = attach_adapter(model, spec.adapter)
     if not getattr(model, "is_quantized", False):  # a quantised model was placed by its loader and cannot be moved
         model = model.to(device)  # type: ignore[arg-type]
     model.eval()
@@ -199,26 +162,6 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None
         )
 
 
-def content_hash(model: PreTrainedModel, *, rounded: bool = False) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all parameters and persistent buffers (64 hex digits).
-
-    Args:
-        rounded: round floating-point tensors to bfloat16 first, so that one checkpoint has one hash whether it was
-            loaded in float32 or in bfloat16.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    state = model.state_dict()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        if rounded and tensor.is_floating_point():
-            tensor = tensor.to(torch.bfloat16)
-        digest.update(f"{key}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        digest.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
 def fingerprint(loaded: LoadedModel) -> dict[str, str]:
     """What must agree for two measurements to be comparable, as short content hashes (16 hex digits each)."""
     tokenizer = loaded.tokenizer
@@ -237,186 +180,6 @@ def fingerprint(loaded: LoadedModel) -> dict[str, str]:
 
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _load_base(
-    spec: ModelSpec, dtype: torch.dtype, extra: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if spec.location in DEMO_NAMES:
-        from trimtab.demo_model import load_demo
-
-        return load_demo(aligned=spec.location == "demo", dtype=dtype)
-    path = Path(spec.location)
-    if path.suffix == ".gguf":
-        return _from_gguf(path, dtype)
-    if path.is_dir():
-        _refuse_pickles(path)
-        _require_model(path)
-    elif path.exists() or spec.location.startswith((".", "/", "~")) or spec.location.count("/") > 1:
-        raise ModelError("no model folder at that path", seen=spec.location, fix="check the path, or name a hub id")
-    return _from_pretrained(spec, dtype, extra)
-
-
-def _from_pretrained(
-    spec: ModelSpec, dtype: torch.dtype, extra: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.location, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            spec.location, dtype=dtype, use_safetensors=True, **options, **extra
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _not_loaded(spec.location, error) from error
-    except (ImportError, RuntimeError) as error:  # mostly kernels of a quantised checkpoint that are a package apart
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        fix = "install what it asks for, or load it on a machine that has it"
-        raise ModelError(f"{spec.location} cannot be loaded here", seen=reason, fix=fix) from error
-    _require_known_quantization(model, spec.location)
-    return model, tokenizer
-
-
-def _not_loaded(location: str, error: Exception) -> ModelError:
-    """What Transformers' error means, by whether the model is a folder here or an id of the hub."""
-    text = str(error)
-    reason = (text.strip() or type(error).__name__).splitlines()[0]
-    if "trust_remote_code" in text or "custom code" in text:
-        fix = "trimtab never runs code from a model repository; use a model that Transformers supports natively"
-        return ModelError(f"{location} needs its own code to load", seen=reason, fix=fix)
-    if Path(location).is_dir():  # its pickles were refused before, so there is nothing to convert
-        whole = " ".join(text.split())[:300] or type(error).__name__
-        fix = "check that the folder holds config, tokenizer and safetensors, each of them whole"
-        return ModelError(f"could not load {location}", seen=whole, fix=fix)
-    if "safetensors" in text:
-        fix = f"convert it once, with pickle code execution off: trimtab convert {location} OUTPUT_FOLDER"
-        return ModelError(f"{location} has no safetensors weights", seen=reason, fix=fix)
-    fix = (
-        "there is no folder of that name here; as a hub id: check name, revision and network, "
-        "and `hf auth login` for gated models"
-    )
-    return ModelError(f"could not load {location}", seen=reason, fix=fix)
-
-
-def _require_known_quantization(model: PreTrainedModel, name: str) -> None:
-    """Transformers only warns of a method that it does not know, and reads packed weights as if they were plain."""
-    settings = getattr(model.config, "quantization_config", None)
-    if settings is not None and not getattr(model, "is_quantized", False):
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
-        fix = "convert it to a format that Transformers reads, such as compressed-tensors, GPTQ, AWQ or bitsandbytes"
-        raise ModelError(f"{name} is quantised by a method that Transformers does not read", seen=method, fix=fix)
-
-
-def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load and dequantise a GGUF file into an ordinary model that can be trained and saved."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    if not path.is_file():
-        raise ModelError("no GGUF file at that path", seen=path, fix="check the path")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
-    except (OSError, ValueError, KeyError, IndexError, OverflowError, RuntimeError, struct.error) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"Transformers cannot read {path.name}", seen=reason, fix="check that the file is whole"
-        ) from error
-    settings = quantised.config.to_dict()
-    settings.pop("quantization_config", None)  # otherwise save_pretrained refuses the dequantised weights
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config = quantised.generation_config
-    return model, tokenizer
-
-
-def _refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    for name in _PICKLES:
-        if (folder / name).exists():
-            raise ModelError(
-                "that checkpoint is a pickle, which can run code when it is opened; trimtab reads safetensors only",
-                seen=folder / name,
-                fix=f"convert it once, with pickle code execution off: trimtab convert {folder} OUTPUT_FOLDER",
-            )
-
-
-def _require_model(folder: Path) -> None:
-    if not (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
-        fix = "name a folder with config.json, tokenizer and safetensors, or a hub id"
-        raise ModelError("that folder holds no model (no config.json, no *.safetensors)", seen=folder, fix=fix)
-
-
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    """What PEFT wrote about an adapter, read by us first: PEFT's own error for a damaged file speaks of the base."""
-    what, fix = "the adapter's configuration cannot be read", "save or download it again"
-    return read_object(folder / "adapter_config.json", what, fix, ModelError)
-
-
-def _require_adapter(folder: Path) -> None:
-    fix = "name a folder that `trimtab sft` wrote"
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError("that folder holds no adapter (no adapter_config.json)", seen=folder, fix=fix)
-    _adapter_config(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError("that adapter has no weights (no adapter_model.safetensors)", seen=folder, fix=fix)
-
-
-def _unfold_adapter_folder(spec: ModelSpec) -> ModelSpec:
-    """A folder that is itself an adapter: take the base from its configuration."""
-    folder = Path(spec.location)
-    config = _adapter_config(folder)
-    base = config.get("base_model_name_or_path")
-    if not base:
-        fix = f"name the base yourself: BASE?adapter={folder}"
-        raise ModelError("that adapter does not say which base it belongs to", seen=folder, fix=fix)
-    if spec.adapter:
-        raise UsageError(
-            "an adapter on an adapter is not supported", seen=spec, fix="merge the first one: trimtab convert"
-        )
-    inner = ModelSpec.parse(str(base))
-    revision = spec.revision or inner.revision or config.get("revision")  # PEFT's own field: of the base
-    return replace(spec, location=inner.location, adapter=str(folder), revision=revision)
-
-
-def _attach_adapter(model: PreTrainedModel, adapter: str) -> Any:
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    folder = Path(adapter)
-    if folder.is_dir():
-        _refuse_pickles(folder)
-        _require_adapter(folder)
-        _check_base(model, folder)
-    try:
-        wrapped = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    except SafetensorError as error:
-        fix = "save or download it again"
-        raise ModelError("the adapter's weights cannot be read", seen=f"{adapter}: {error}", fix=fix) from error
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        fix = "use it with the base that it was trained on (base_model_name_or_path in its adapter_config.json)"
-        raise ModelError(f"the adapter {adapter} does not fit this model", seen=reason, fix=fix) from error
-    return wrapped
-
-
-def _check_base(model: PreTrainedModel, folder: Path) -> None:
-    """Compare the base's content hash with the one that trimtab wrote beside the adapter, where there is one."""
-    record = folder / "trimtab.json"
-    if not record.is_file():
-        return
-    what, fix = "the adapter's record of its base cannot be read", "save or download it again"
-    expected = read_object(record, what, fix, ModelError).get("base_sha256")
-    if getattr(model, "is_quantized", False):
-        return  # its weights are not those of the checkpoint; shapes are still checked
-    if expected and (actual := content_hash(model, rounded=True)) != expected:
-        raise ModelError(
-            f"the adapter {folder} was made for another base: same shapes, other weights",
-            seen=f"base sha256 {actual[:16]}, the adapter expects {expected[:16]}",
-            fix="name the base that it was trained on",
-        )
 
 
 def _read_template(path: str) -> str:

@@ -13,7 +13,8 @@ from tests.tiny import tiny_model
 from trimtab import demo_model, models
 from trimtab.convert import convert
 from trimtab.errors import ModelError, UsageError
-from trimtab.models import ModelSpec, load
+from trimtab.model_names import ModelSpec
+from trimtab.models import load
 
 
 def _save(folder: Path, seed: int = 0) -> Path:

@@ -92,7 +92,7 @@ def _tokenizer_of(name: str) -> Any:
     from transformers import AutoTokenizer
 
     from trimtab.demo_model import dequantised
-    from trimtab.models import DEMO_NAMES
+    from trimtab.model_names import DEMO_NAMES
 
     try:
         return AutoTokenizer.from_pretrained(dequantised() if name in DEMO_NAMES else name)

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from trimtab.errors import GuardError, ModelError
 from trimtab.four_bits import keep_order
-from trimtab.models import LoadedModel, ModelSpec, content_hash
+from trimtab.model_names import ModelSpec
+from trimtab.models import LoadedModel, content_hash
 
 NAME = "patch"
 

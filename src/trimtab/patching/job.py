@@ -17,7 +17,8 @@ from trimtab.comparison import Policy, Run
 from trimtab.errors import DataError, ModelError
 from trimtab.evaluation.runner import default_axes, evaluate
 from trimtab.exact_model import require_exact
-from trimtab.models import LoadedModel, ModelSpec
+from trimtab.model_names import ModelSpec
+from trimtab.models import LoadedModel
 from trimtab.patching import save
 from trimtab.patching.adapters import require_finite, with_revision
 from trimtab.patching.methods import Patched, PatchSettings, apply

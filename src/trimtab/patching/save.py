@@ -20,7 +20,8 @@ from torch import Tensor
 from trimtab import __version__, models
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.four_bits import keep_order
-from trimtab.models import LoadedModel, ModelSpec
+from trimtab.model_names import DEMO_NAMES, ModelSpec
+from trimtab.models import LoadedModel
 from trimtab.patching.adapters import base_sha256
 
 MERGE_TOLERANCE = 1e-4  # largest logit difference in float32, relative to the largest logit
@@ -64,7 +65,7 @@ def write_adapter(model: Any, tokenizer: Any, folder: Path, base: str) -> int:
     """
     spec, config = ModelSpec.parse(base), model.peft_config["default"]
     config.base_model_name_or_path, config.revision = spec.location, spec.revision
-    embeddings = False if spec.location in models.DEMO_NAMES else "auto"  # else PEFT asks the hub for a base named so
+    embeddings = False if spec.location in DEMO_NAMES else "auto"  # else PEFT asks the hub for a base named so
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=embeddings)
     tokenizer.save_pretrained(folder)
     (folder / "trimtab.json").write_text(json.dumps({"base": base, "base_sha256": base_sha256(model)}, indent=1))

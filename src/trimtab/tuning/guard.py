@@ -115,7 +115,7 @@ class SafetyGuard:
         """
         if zero := zero_optimizer(optimizer):
             if self.clip_norm is not None:
-                fix = "leave clip_norm out; gradient_clipping of DeepSpeed's configuration is what you ask for"
+                fix = "leave clip_after (clip_norm) out: max_grad_norm is what you ask for there"
                 raise GuardError("DeepSpeed's engine clips after the guard by itself", seen=self.clip_norm, fix=fix)
             require_zero(self.rule, {name: p for name, p in self.model.named_parameters() if p.requires_grad})
             self.prepare()

@@ -19,6 +19,7 @@ from trimtab.approximation.apply import active_label
 from trimtab.approximation.sites import base_of
 from trimtab.errors import ModelError, UsageError
 from trimtab.exact_model import require_exact
+from trimtab.model_names import DEMO_NAMES, ModelSpec
 from trimtab.models import LoadedModel
 from trimtab.vetting.shrink import Shrunk
 
@@ -47,7 +48,7 @@ def check_start(model: str, out: Path, loaded: LoadedModel | None) -> None:
     if (out / WEIGHTS).is_file():
         raise UsageError("that folder holds a finished adapter", seen=out, fix="name another --out")
     require_exact(model, "harden", ", use --noise")
-    spec = models.ModelSpec.parse(model)
+    spec = ModelSpec.parse(model)
     if loaded is not None and (label := active_label(loaded.model)):
         raise UsageError("harden takes the exact model", seen=label, fix="leave its approximation first")
     adapted = spec.adapter or (Path(spec.location) / "adapter_config.json").is_file()
@@ -79,8 +80,8 @@ def verify(folder: Path, model: Any, loaded: LoadedModel) -> None:
     Raises:
         ModelError: where they differ by more than rounding.
     """
-    location = models.ModelSpec.parse(loaded.name).location
-    if not (Path(location).exists() or location in (*models.DEMO_NAMES, loaded.model.name_or_path)):
+    location = ModelSpec.parse(loaded.name).location
+    if not (Path(location).exists() or location in (*DEMO_NAMES, loaded.model.name_or_path)):
         return
     again = models.load(loaded.name, adapter=str(folder), device=str(loaded.device))
     ids = torch.tensor([loaded.tokenizer("How do I bake bread?")["input_ids"]], device=loaded.device)

@@ -15,7 +15,7 @@ from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.evaluation.logs import SUMMARY
-from trimtab.models import ModelSpec
+from trimtab.model_names import ModelSpec
 
 PRINTS = ("weights", "tokenizer", "chat_template", "generation")  # of a fingerprint: what makes another model of it
 MODEL, FILES = "fingerprint", "files"

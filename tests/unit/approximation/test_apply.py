@@ -15,7 +15,8 @@ from trimtab.approximation.apply import active_label
 from trimtab.approximation.sites import activation_kind, find_sites
 from trimtab.errors import ApproximationError, ModelError, UsageError
 from trimtab.generation import GenerationSettings, generate
-from trimtab.models import LoadedModel, ModelSpec, fingerprint
+from trimtab.model_names import ModelSpec
+from trimtab.models import LoadedModel, fingerprint
 
 IDS = torch.tensor(token_rows(3, 12))
 CALIBRATION = token_rows(6, 16, seed=1)

@@ -171,7 +171,7 @@ def test_the_revision_of_the_base_is_read_from_the_adapter(tmp_path: Path, monke
         specs.append(spec)
         raise ModelError("seen enough")
 
-    monkeypatch.setattr(models, "_load_base", stop)
+    monkeypatch.setattr(models, "load_base", stop)
     config = {"base_model_name_or_path": "org/m", "revision": "abc"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="seen enough"):
