@@ -5,6 +5,7 @@ Exit codes: 0 pass, 1 usage, 2 could not run, 3 regression, 4 an axis unmeasured
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -39,7 +40,25 @@ def main() -> None:
     except OSError as error:  # a full disk, a missing permission: no stack trace helps the user there
         where = f"\n  seen: {error.filename}" if error.filename else ""
         code = _fail(f"{error.strerror or error}{where}\n  fix:  {_advice(error)}", 2)
-    sys.exit(code or 0)
+    _leave(code or 0)
+
+
+def _leave(code: int) -> None:
+    """End the process; one of several that were launched together ends without tearing the interpreter down.
+
+    Threads of the process group outlive it (DeepSpeed keeps references). One that asks for the interpreter while that
+    is taken down is ended by force inside C++, which aborts the process (SIGABRT) after everything was saved.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        sys.exit(code)
+    if code == 0:  # nobody may be in a collective any more; after a failure others may never come
+        distributed.barrier()
+        distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _advice(error: OSError) -> str:

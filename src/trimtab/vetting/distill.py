@@ -38,7 +38,7 @@ from trimtab.approximation.technique import Edit, Rows, Subject
 from trimtab.errors import ModelError, UsageError
 from trimtab.four_bits import keep_order
 from trimtab.models import LoadedModel
-from trimtab.precision import training_scope
+from trimtab.precision import adapters_train, training_scope
 from trimtab.tuning.pools import AnchorReader
 from trimtab.vetting.adapters import Hardened, check_start, save
 from trimtab.vetting.derivatives import trainable_edits
@@ -119,7 +119,8 @@ def harden_by_distillation(settings: DistillSettings, out: Path, *, loaded: Load
     keep_order(model)
     reader = AnchorReader(model, padding(loaded), share=False)
     course = _Course(settings, reader, lessons, rows, [(base, layers, one) for one in edits], loaded.device)
-    losses = _train(course, model, progress)
+    with adapters_train(model, loaded.device, settings.bf16):
+        losses = _train(course, model, progress)
     with model.disable_adapter():
         texts = unseen_texts(loaded, settings)
     size = shrink(model, padding(loaded), texts, settings.drift_bound)
