@@ -78,7 +78,7 @@ def find_sites(model: Any) -> tuple[LayerSites, ...]:
     base = base_of(model)
     hidden = base.config.get_text_config().hidden_size
     layers = decoder_layers(base)
-    calls = _watch(base, layers)
+    calls = watch(base, layers)
     return tuple(_layer_sites(index, layer, hidden, calls) for index, layer in enumerate(layers))
 
 
@@ -146,7 +146,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             one.training = mode
 
 
-def _watch(base: Any, layers: list[nn.Module]) -> dict[nn.Module, Call]:
+def watch(base: Any, layers: list[nn.Module]) -> dict[nn.Module, Call]:
     """One forward pass over two tokens; the first call of every module inside the layers."""
     calls: dict[nn.Module, Call] = {}
 

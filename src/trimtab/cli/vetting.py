@@ -155,6 +155,7 @@ def _given(context: click.Context, values: dict[str, Any]) -> tuple[dict[str, An
     epilog=examples(
         "trimtab harden demo --out runs/hardened",
         "trimtab harden demo --noise teal:0.5 --out runs/hardened-for-teal",
+        "trimtab harden demo --method rotate --out runs/rotated && trimtab harden runs/rotated --out runs/hardened",
         "trimtab harden demo --method quada --noise noise:up=0.037,down=0.057,layers=0-18 --out runs/quada",
         "trimtab harden demo --method quada --noise none --cosine 0 --out runs/plain-dpo",
         "trimtab harden my-model --method quada --noise noise:up=0.05 --data preferences.jsonl --out runs/quada",
@@ -163,10 +164,11 @@ def _given(context: click.Context, values: dict[str, Any]) -> tuple[dict[str, An
 @click.argument("model")
 @click.option(
     "--method",
-    type=click.Choice(["distill", "quada"]),
+    type=click.Choice(["distill", "rotate", "quada"]),
     default="distill",
     show_default=True,
-    help="distill: learn to say under the approximation what the model says without it. quada: as published.",
+    help="distill: learn to say under the approximation what the model says without it. rotate: the same function in "
+    "coordinates without outliers, no training; for rounding, and before distill. quada: as published.",
 )
 @click.option(
     "--noise",
@@ -175,7 +177,9 @@ def _given(context: click.Context, values: dict[str, Any]) -> tuple[dict[str, An
     "layers=FIRST-LAST (from `vet --search`), or none (quada). distill: several take turns; default: TEAL and CATS "
     "50 %, 6, 5 and 4 bits, SmoothQuant and OmniQuant at 4.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the adapter (rotate: for a model)."
+)
 @click.option("--pairs", type=click.IntRange(1), help="Bundled requests.  [default: 400 (distill), 160 (quada)]")
 @click.option("--steps", type=click.IntRange(1), help="[default: 180 (distill), 40 (quada)]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows; distill: harmful requests.  [default: 8]")
@@ -213,7 +217,7 @@ def harden(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train MODEL to keep its refusals under approximated activations; writes an adapter.
+    """Make MODEL keep its refusals under approximated activations; writes an adapter (rotate: a model).
 
     Vet it again afterwards: trimtab vet MODEL?adapter=OUT --approx all --out runs/after
     """
@@ -222,7 +226,10 @@ def harden(
     from dataclasses import asdict
 
     given = {name: value for name, value in options.items() if value is not None}
-    _refuse_unread(context, method, given)
+    _refuse_unread(context, method, given | ({"noise": noise} if noise else {}))
+    if method == "rotate":
+        _rotate(model, out, given, as_json)
+        return
     with redirect_stdout(sys.stderr):  # TRL prints its log there
         found, settings = (_distill if method == "distill" else _quada)(model, out, noise, given)
     # what was trained under: --all-layers changes what was typed
@@ -239,6 +246,23 @@ def harden(
         f"adapter in {found.folder}; vet it: trimtab vet '{name}' --approx all --out FOLDER",
     ]
     emit({**asdict(found), "method": method, "settings": asdict(settings)}, lines, as_json)
+
+
+def _rotate(model: str, out: Path, given: dict[str, Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from trimtab.vetting.rotate import RotateSettings, rotate_model
+
+    settings = RotateSettings(model=model, **given)
+    found = rotate_model(settings, out)
+    untied = ", with an output layer of its own (it was the embedding's)" if found.untied else ""
+    lines = [
+        f"rotated {model}: the same function, logits within {found.gap:.1g} of the largest, {found.seconds:.0f} s",
+        f"error of the down projections under 4 bits: {found.error_before:.0%}, scaled {found.error_after:.0%}",
+        f"model in {found.folder}, {found.size / 2**20:.0f} MiB{untied}",
+        f"vet it: trimtab vet {found.folder} --approx all --out FOLDER; train it: trimtab harden {found.folder}",
+    ]
+    emit({**asdict(found), "method": "rotate", "settings": asdict(settings)}, lines, as_json)
 
 
 def _distill(model: str, out: Path, noise: tuple[str, ...], given: dict[str, Any]) -> tuple[Any, Any]:
@@ -285,6 +309,10 @@ def _refuse_unread(context: click.Context, method: str, given: dict[str, Any]) -
 def _read_by(method: str) -> set[str]:
     from dataclasses import fields
 
+    if method == "rotate":
+        from trimtab.vetting.rotate import RotateSettings
+
+        return {field.name for field in fields(RotateSettings)}
     if method == "distill":
         from trimtab.vetting.distill import DistillSettings
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ from trimtab.patching.joint import JointSteps
 from trimtab.patching.lowrank import RankReport, WeightGradient, joined, measured_rank, truncated_step, weight_gradient
 from trimtab.patching.recover import Lesson, Recipe, TwoSided
 from trimtab.patching.texts import Material
+from trimtab.precision import adapters_train
 from trimtab.tuning.pools import reader_for, tokenise
 
 Say = Callable[[str], object]
@@ -179,13 +180,15 @@ class Climb:
             self.bench.write(self.start)
             trainer = self._trainer(hold)
             trainer.use(lessons.refuse.first(count), lessons.answer)
-            for step in range(1, most + 1):
-                trainer.step()
-                if step >= first and (step % settings.check_every == 0 or step == most):
-                    with trainer.averaged():
-                        rung = self._look("training", count, step)
-                    if self.done:
-                        return
+            looks = [n for n in range(first, most) if n and n % settings.check_every == 0]
+            for before, step in pairwise((0, *looks, most)):
+                with adapters_train(self.bench.model, self.bench.loaded.device, settings.recipe.bf16):
+                    for _ in range(before, step):
+                        trainer.step()
+                with trainer.averaged():
+                    rung = self._look("training", count, step)
+                if self.done:
+                    return
             if rung.look.compliance >= settings.hopeless:
                 counts = counts[-1:]
 
