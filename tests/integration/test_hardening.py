@@ -15,6 +15,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from trimtab import data
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2000)]
 
 LONGEST = 900  # seconds of one command; other processes may have the cores
@@ -76,3 +78,30 @@ def test_a_short_hardening_ends_within_its_bound_and_can_be_measured(tmp_path: P
     vetted = run(f"eval demo?adapter={out}&approx=a6 --axis compliance?limit=2 --max-new-tokens 4 --out {measured}")
     assert vetted.code == 0, vetted.story
     assert json.loads((measured / "results.json").read_text())["results"], vetted.story
+
+
+def perplexity(name: str, folder: Path) -> float:
+    """Of a page of bundled English."""
+    text = folder.with_suffix(".txt")
+    text.write_text("\n\n".join(one.text for one in data.tickets("train"))[:6000])
+    ended = run(f"eval {name} --axis perplexity={text} --out {folder}")
+    assert ended.code == 0, ended.story
+    (found,) = json.loads((folder / "results.json").read_text())["results"].values()
+    return math.exp(found["nats_per_token,none"])
+
+
+def test_a_rotated_model_is_the_same_until_it_is_rounded(tmp_path: Path) -> None:
+    out = tmp_path / "rotated"
+    rotated = run(f"harden demo --method rotate --out {out} --json")
+    assert rotated.code == 0, rotated.story
+    assert json.loads(rotated.printed)["gap"] < 1e-4, rotated.story
+    exact, rounded = (
+        [perplexity(f"{name}{how}", tmp_path / f"measured-{place}{how[-2:]}") for place, name in enumerate(("demo", str(out)))]
+        for how in ("", "?approx=a5")
+    )
+    assert exact[1] == pytest.approx(exact[0], rel=1e-3)
+    assert rounded[1] < 0.5 * rounded[0]  # 199 and 56 on WikiText-2
+    trained = run(
+        f"harden {out} --noise a5 --pairs 12 --texts 12 --steps 1 --batch-size 2 --out {tmp_path / 'adapter'}"
+    )
+    assert trained.code == 0, trained.story

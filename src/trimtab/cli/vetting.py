@@ -249,12 +249,15 @@ def harden(
 
 
 def _rotate(model: str, out: Path, given: dict[str, Any], as_json: bool) -> None:
+    import sys
+    from contextlib import redirect_stdout
     from dataclasses import asdict
 
     from trimtab.vetting.rotate import RotateSettings, rotate_model
 
     settings = RotateSettings(model=model, **given)
-    found = rotate_model(settings, out)
+    with redirect_stdout(sys.stderr):
+        found = rotate_model(settings, out)
     untied = ", with an output layer of its own (it was the embedding's)" if found.untied else ""
     lines = [
         f"rotated {model}: the same function, logits within {found.gap:.1g} of the largest, {found.seconds:.0f} s",
