@@ -15,6 +15,7 @@ import click
 from trimtab import __version__
 from trimtab.cli import geometry, judging, machine, measuring, patching, structeval, training, vetting
 from trimtab.cli.common import VERDICTS, examples
+from trimtab.cli.quiet import quieten
 from trimtab.errors import TrimtabError
 
 
@@ -22,6 +23,7 @@ def main() -> None:
     """Entry point of the ``trimtab`` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quieten()
     try:
         code = trimtab.main(standalone_mode=False)
     except click.exceptions.Abort:
