@@ -97,7 +97,11 @@ class SafetyAnchors:
             if line.strip():
                 anchors.append(_parse(line, f"{path}, line {number}"))
         if not anchors:
-            raise DataError("the anchor file holds no anchors", seen=path)
+            raise DataError(
+                "the anchor file holds no anchors",
+                seen=path,
+                fix='write one JSON object a line: {"request": ..., "side": "refuse"}',
+            )
         return cls(anchors=tuple(anchors), origin=f"file:{Path(path).name}")
 
     def to_jsonl(self, path: str | Path) -> None:
@@ -137,11 +141,21 @@ def _parse(line: str, where: str) -> Anchor:
         raise DataError(f"malformed JSON in the anchor file ({where})", seen=seen, fix=fix) from error
     known = {"request", "side", "reply", "category"}
     if not isinstance(row, dict) or not isinstance(row.get("request"), str) or not row["request"].strip():
-        raise DataError(f'an anchor needs a "request" ({where})', seen=line[:120])
+        raise DataError(
+            f'an anchor needs a "request" ({where})', seen=line[:120], fix='give each line a text as "request"'
+        )
     if row.get("side") not in SIDES:
-        raise DataError(f'an anchor\'s "side" is "refuse" or "answer" ({where})', seen=row.get("side"))
+        raise DataError(
+            f'an anchor\'s "side" is "refuse" or "answer" ({where})',
+            seen=row.get("side"),
+            fix="set it to one of the two",
+        )
     if not isinstance(row.get("reply", ""), str | None) or not isinstance(row.get("category", ""), str):
-        raise DataError(f'an anchor\'s "reply" and "category" are texts ({where})', seen=line[:120])
+        raise DataError(
+            f'an anchor\'s "reply" and "category" are texts ({where})',
+            seen=line[:120],
+            fix="write texts, or leave them out",
+        )
     if unknown := set(row) - known:
         raise DataError(f"unknown key in an anchor ({where})", seen=sorted(unknown), fix=f"known: {sorted(known)}")
     return Anchor(row["request"], cast(Side, row["side"]), row.get("reply"), row.get("category", ""))

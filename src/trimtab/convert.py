@@ -62,7 +62,11 @@ def _rewrite_adapter(source: Path, target: Path) -> None:
         state = torch.load(source / "adapter_model.bin", weights_only=True, map_location="cpu")
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, target / "adapter_model.safetensors")
     except (pickle.UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
-        raise ModelError("PyTorch's restricted loader does not read that adapter", seen=str(error)[:300]) from error
+        raise ModelError(
+            "PyTorch's restricted loader does not read that adapter",
+            seen=str(error)[:300],
+            fix="do not open it any other way unless you trust its author: a pickle can run code",
+        ) from error
     shutil.copy(source / "adapter_config.json", target / "adapter_config.json")
 
 

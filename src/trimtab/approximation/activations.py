@@ -102,7 +102,11 @@ class Polynomial:
                 fix=f"write {self.source} for its own, or {self.source}:port=refit",
             )
         if self.port == "refit" and self.source == "iron":
-            raise UsageError("Iron is tables, not a polynomial: there is nothing to refit", seen="port=refit")
+            raise UsageError(
+                "Iron is tables, not a polynomial: there is nothing to refit",
+                seen="port=refit",
+                fix="leave port=refit out",
+            )
         if self.limit is not None and self.port != "refit":
             given = f"range={number(self.limit)}"
             fix = f"write {self.source}:port=refit,{given}"

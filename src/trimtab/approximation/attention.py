@@ -48,7 +48,11 @@ def switch_on(base: Any, edits: dict[nn.Module, AttentionEdits]) -> Callable[[],
     chosen = SDPA if before == "sdpa" and exact_softmax else EAGER
     base.set_attn_implementation(chosen)
     if base.config._attn_implementation != chosen:
-        raise ApproximationError("this model's attention cannot be approximated", seen=type(base).__name__)
+        raise ApproximationError(
+            "this model's attention cannot be approximated",
+            seen=type(base).__name__,
+            fix="leave approximations of attention out: softmax=no, no kv8 or kv4",
+        )
     for module, edit in edits.items():
         _ACTIVE[module] = edit
 
@@ -104,7 +108,11 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention written out; (rows x tokens x heads x size, weights)."""
     if options.get("s_aux") is not None:
-        raise ApproximationError("attention sinks cannot be approximated", seen=type(module).__name__)
+        raise ApproximationError(
+            "attention sinks cannot be approximated",
+            seen=type(module).__name__,
+            fix="leave approximations of attention out: softmax=no, no kv8 or kv4",
+        )
     query, key, value = _edited(module, query, key, value)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -110,7 +110,9 @@ def collect(base: Any, layers: Sequence[LayerSites], ids: Sequence[Sequence[int]
     from trimtab.approximation.apply import installed
 
     if not ids or not all(len(row) > 1 for row in ids):
-        raise DataError("calibration needs rows of at least two tokens", seen=f"{len(ids)} rows")
+        raise DataError(
+            "calibration needs rows of at least two tokens", seen=f"{len(ids)} rows", fix="give longer rows"
+        )
     watcher = _Watcher(Rows())
     edits = [edit for layer in layers for edit in watcher.edits(layer)]
     order = sorted(ids, key=len)

@@ -141,7 +141,7 @@ def _check_key(name: str, key: str, entry: Entry, given: Mapping[str, str]) -> N
         fix = (f"did you mean {near[0]}? " if near else "") + f"Keys: {', '.join(entry.parameters) or 'none'}"
         raise UsageError(f"{name} has no such parameter", seen=key, fix=fix)
     if key in given:
-        raise UsageError(f"{name}: a parameter is given twice", seen=key)
+        raise UsageError(f"{name}: a parameter is given twice", seen=key, fix="leave one of them out")
 
 
 def _value(name: str, key: str, text: str | None, rule: Parameter) -> object:
@@ -159,7 +159,11 @@ def _value(name: str, key: str, text: str | None, rule: Parameter) -> object:
         number = rule.kind(text)
     except ValueError as error:
         kind = "a whole number" if rule.kind is int else "a number"
-        raise UsageError(f"{name}: {key} is {kind}", seen=text) from error
+        raise UsageError(
+            f"{name}: {key} is {kind}",
+            seen=text,
+            fix=f"write {key}={kind.removeprefix('a ').upper().replace(' ', '_')}",
+        ) from error
     below = number < rule.low or (rule.open_low and number == rule.low)
     above = number > rule.high or (rule.open_high and number == rule.high)
     if below or above or not math.isfinite(number):

@@ -179,7 +179,11 @@ def plan(margin: float, worsening: float | None, rate: float, flips: float, axes
     if judge_errors:
         rates = read_errors(judge_errors).for_axis(axis)
         if rates is None or rates.youden <= 0.0:
-            raise UsageError("those error rates say nothing about that axis", seen=f"{judge_errors}, {axis}")
+            raise UsageError(
+                "those error rates say nothing about that axis",
+                seen=f"{judge_errors}, {axis}",
+                fix="name the axis that the judge was calibrated for, or leave --judge-errors out",
+            )
         youden = rates.youden
     found = make_plan(Assumptions(margin, rate, flips, axes, alpha, power, youden, per_cluster, similarity, worsening))
     lines = [

@@ -233,7 +233,9 @@ def prediction_powered(
     many, few, truth = (np.asarray(part, dtype=float) for part in (judged, labelled_judged, labelled))
     if few.size != truth.size or truth.size < 2:
         seen = f"{few.size} judged, {truth.size} labelled"
-        raise DataError("prediction-powered inference needs at least two labelled items", seen=seen)
+        raise DataError(
+            "prediction-powered inference needs at least two labelled items", seen=seen, fix="label more answers"
+        )
     n, total = truth.size, many.size
     spread = float(np.var(np.concatenate([many, few]), ddof=1))
     weight = 0.0

@@ -155,5 +155,9 @@ def _cells(assumptions: Assumptions, worse_by: float) -> list[float]:
     both = max(0.0, assumptions.rate - base_only)
     neither = 1.0 - both - base_only - candidate_only
     if neither < -1e-12:
-        raise UsageError("rate, flips and worsening together exceed 1", seen=(assumptions.rate, assumptions.flips))
+        raise UsageError(
+            "rate, flips and worsening together exceed 1",
+            seen=(assumptions.rate, assumptions.flips),
+            fix="lower one of them",
+        )
     return [both, base_only, candidate_only, max(0.0, neither)]

@@ -93,7 +93,11 @@ def calibrate(judge: Judge, sets: Sequence[LabelledSet]) -> Calibration:
     for one in sets:
         if one.question != judge.positive:
             seen = f"{one.name} is about {one.question!r}, {judge.name} about {judge.positive!r}"
-            raise DataError("those labels answer another question than the judge", seen=seen)
+            raise DataError(
+                "those labels answer another question than the judge",
+                seen=seen,
+                fix="name labels of the judge's question, or another judge",
+            )
         for verdict, label in zip(judge.judge_many(list(one.exchanges)), one.labels, strict=True):
             if verdict.label == "unscored":
                 unscored += 1
@@ -117,7 +121,11 @@ def read_errors(path: str | Path) -> JudgeErrors:
         if content["schema"] == SCHEMA:
             return JudgeErrors(**content["errors"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("cannot read that file of judge errors", seen=f"{path}: {error}") from error
+        raise DataError(
+            "cannot read that file of judge errors",
+            seen=f"{path}: {error}",
+            fix="make one: trimtab judge calibrate JUDGE LABELLED --out FILE",
+        ) from error
     fix = "make one: trimtab judge calibrate JUDGE LABELLED --out FILE"
     raise DataError("that file holds no judge errors", seen=f"{path}: schema {content['schema']!r}", fix=fix)
 

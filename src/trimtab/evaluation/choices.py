@@ -46,7 +46,11 @@ def options(row: Mapping[str, Any], answer: Any, where: str) -> Options:
         return Options(texts, str(answer))
     if said in labels:
         return Options(texts, texts[labels.index(said)])
-    raise DataError("the answer is not among the choices", seen=f"{where}: {answer!r} not in {list(texts)}")
+    raise DataError(
+        "the answer is not among the choices",
+        seen=f"{where}: {answer!r} not in {list(texts)}",
+        fix="name a choice's text or its letter as the answer",
+    )
 
 
 def _found(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:

@@ -87,7 +87,7 @@ class PromptSet:
         if limit is None or limit >= len(self.prompts):
             return self
         if limit < 1:
-            raise UsageError("a limit must be at least 1", seen=limit)
+            raise UsageError("a limit must be at least 1", seen=limit, fix="leave it out to take all")
         chosen = set(
             sorted((p.id for p in self.prompts), key=lambda key: hashlib.sha256(key.encode()).digest())[:limit]
         )
@@ -250,7 +250,11 @@ def _question(row: Row, where: str) -> Prompt:
         system = " ".join(content for role, content in turns if role == "system")
         turns = [turn for turn in turns if turn[0] != "system"]
         if not turns or turns[-1][0] != "user":
-            raise DataError("a conversation does not end with the user", seen=where)
+            raise DataError(
+                "a conversation does not end with the user",
+                seen=where,
+                fix="end it with the user's message, which the model answers",
+            )
         text, history = turns[-1][1], tuple(turns[:-1])
     else:
         system, history = str(row.get("system") or ""), ()

@@ -51,12 +51,14 @@ def read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise DataError("no file at that path", seen=path, fix="check the path") from error
     except IsADirectoryError as error:
-        raise DataError("that is a folder, a file was expected", seen=path) from error
+        raise DataError("that is a folder, a file was expected", seen=path, fix="name a file in it") from error
     except UnicodeDecodeError as error:
         seen = f"{path}, byte {error.start}"
         raise DataError("that file is not UTF-8 text", seen=seen, fix="convert it: iconv -t UTF-8") from error
     except OSError as error:
-        raise DataError("cannot read that file", seen=f"{path}: {error.strerror}") from error
+        raise DataError(
+            "cannot read that file", seen=f"{path}: {error.strerror}", fix="check its permissions"
+        ) from error
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -79,10 +81,18 @@ def _read_table(path: Path, text: str, delimiter: str) -> list[Row]:
     try:
         for row in reader:
             if None in row:
-                raise DataError("a row has more fields than the header", seen=f"{path}, line {reader.line_num}")
+                raise DataError(
+                    "a row has more fields than the header",
+                    seen=f"{path}, line {reader.line_num}",
+                    fix="quote fields that hold the delimiter",
+                )
             rows.append(dict(row))
     except csv.Error as error:
-        raise DataError("malformed table", seen=f"{path}, line {reader.line_num}: {error}") from error
+        raise DataError(
+            "malformed table",
+            seen=f"{path}, line {reader.line_num}: {error}",
+            fix="write it as CSV with quoted fields, or as JSON Lines",
+        ) from error
     return rows
 
 
@@ -90,7 +100,11 @@ def _read_json(path: Path, text: str) -> list[Row]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError("malformed JSON", seen=f"{path}, line {error.lineno}: {error.msg}") from error
+        raise DataError(
+            "malformed JSON",
+            seen=f"{path}, line {error.lineno}: {error.msg}",
+            fix="mend that line; one object a line belongs in a .jsonl file",
+        ) from error
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         fix = "give a list of objects, or JSON Lines with the suffix .jsonl"
         raise DataError("that JSON file is not a list of objects", seen=path, fix=fix)

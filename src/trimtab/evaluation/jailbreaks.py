@@ -180,7 +180,10 @@ def transformed(
         return rewritten(prompts, method, path) if path else past_tense(prompts)
     if method == "gcg":
         if loaded is None:
-            raise UsageError("GCG optimises on the model itself, which must be in this process")
+            raise UsageError(
+                "GCG optimises on the model itself, which must be in this process",
+                fix="name a model that is loaded here, not an endpoint",
+            )
         return with_suffixes(loaded, prompts)
     if method == "crescendo":
         return _made(prompts, method, list(prompts.prompts))

@@ -87,14 +87,22 @@ def read_labelled(path: str | Path, question: Question, *, label: str | None = N
     found = LabelledSet(file.stem, question, tuple(exchanges), tuple(labels), left_out)
     if min(sum(labels), len(labels) - sum(labels)) < 2:
         seen = f"{file}: {sum(labels)} yes, {len(labels) - sum(labels)} no, {left_out} neither"
-        raise DataError(f"labelled answers need at least two of each class ({question} or not)", seen=seen)
+        raise DataError(
+            f"labelled answers need at least two of each class ({question} or not)",
+            seen=seen,
+            fix="label more answers of the rarer class",
+        )
     return found
 
 
 def joined(name: str, sets: Sequence[LabelledSet]) -> LabelledSet:
     """Several sets about the same question as one."""
     if not sets or len({one.question for one in sets}) != 1:
-        raise DataError("sets about different questions cannot be joined", seen=[one.question for one in sets])
+        raise DataError(
+            "sets about different questions cannot be joined",
+            seen=[one.question for one in sets],
+            fix="join sets of one question",
+        )
     return LabelledSet(
         name,
         sets[0].question,
@@ -111,13 +119,15 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         body = text.partition("\n")[2] if text.startswith("#") else text
         rows = list(csv.DictReader(body.splitlines(keepends=True)))
         if not rows:
-            raise DataError("that file of labelled answers is empty", seen=file)
+            raise DataError("that file of labelled answers is empty", seen=file, fix="check the path")
         return rows
     if file.suffix == ".json":
         try:
             content = json.loads(read_text(file))
         except json.JSONDecodeError as error:
-            raise DataError("malformed JSON", seen=f"{file}, line {error.lineno}: {error.msg}") from error
+            raise DataError(
+                "malformed JSON", seen=f"{file}, line {error.lineno}: {error.msg}", fix="mend that line"
+            ) from error
         if isinstance(content, dict) and isinstance(content.get("jailbreaks"), list):
             return list(content["jailbreaks"])
     return read_rows(file)

@@ -195,7 +195,11 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     """Role and text of each message."""
     for message in messages:
         if not isinstance(message.content, str) and any(part.type != "text" for part in message.content):
-            raise UsageError("trimtab's provider reads text only", seen=[part.type for part in message.content])
+            raise UsageError(
+                "trimtab's provider reads text only",
+                seen=[part.type for part in message.content],
+                fix="leave images and other media out of the messages",
+            )
     return [{"role": message.role, "content": message.text} for message in messages]
 
 

@@ -26,7 +26,9 @@ def text_windows(path: str | Path, *, window_chars: int = 2000) -> PromptSet:
         raise UsageError("a window is too small", seen=window_chars, fix=f"use at least {MIN_WINDOW_CHARS} characters")
     pieces = cut(read_text(Path(path)), window_chars)
     if not pieces:
-        raise DataError("that text is empty: nothing would be measured", seen=path)
+        raise DataError(
+            "that text is empty: nothing would be measured", seen=path, fix="name a text file that holds text"
+        )
     prompts = tuple(Prompt(f"window-{number:05d}", "", piece) for number, piece in enumerate(pieces))
     return PromptSet(f"{Path(path).name}/{window_chars}", prompts)
 

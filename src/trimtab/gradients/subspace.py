@@ -79,7 +79,7 @@ def overlap(first: Tensor, second: Tensor) -> float:
 
 def _check_rank(rank: int) -> None:
     if rank < 1:
-        raise GuardError("the rank of a safety subspace is at least 1", seen=rank)
+        raise GuardError("the rank of a safety subspace is at least 1", seen=rank, fix="raise it; the paper takes 20")
 
 
 def _numerical_rank(values: Tensor, rank: int, shape: tuple[int, int]) -> int:

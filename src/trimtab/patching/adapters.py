@@ -192,7 +192,11 @@ def attach(loaded: LoadedModel, *, rank: int = 8, alpha: int = 16, seed: int = 0
     model.eval()  # no dropout anywhere: neither the model's nor the given adapter's
     bench = Workbench(replace(loaded, model=model), given, original)
     if not bench.layers:
-        raise ModelError("the model has no linear layer that an adapter could reach", seen=type(loaded.model).__name__)
+        raise ModelError(
+            "the model has no linear layer that an adapter could reach",
+            seen=type(loaded.model).__name__,
+            fix="only transformers with linear layers can be patched",
+        )
     bench.rest_or_wake()
     return bench
 

@@ -75,10 +75,16 @@ class LadderSettings:
 
     def __post_init__(self) -> None:
         if not self.samples or list(self.samples) != sorted(set(self.samples)) or self.samples[0] < 1:
-            raise UsageError("the numbers of samples must ascend from 1 or more", seen=self.samples)
+            raise UsageError(
+                "the numbers of samples must ascend from 1 or more", seen=self.samples, fix="for instance 1 6 84"
+            )
         if min(self.steps, self.last_steps, self.check_every, self.first_check, self.rank) < 1:
             seen = (self.steps, self.last_steps, self.check_every, self.first_check, self.rank)
-            raise UsageError("steps, last_steps, check_every, first_check and rank are at least 1", seen=seen)
+            raise UsageError(
+                "steps, last_steps, check_every, first_check and rank are at least 1",
+                seen=seen,
+                fix="raise what is below it",
+            )
 
 
 class Rung(NamedTuple):

@@ -35,7 +35,7 @@ def settings_from(
         UsageError, DataError: naming the flag or the file.
     """
     if learning_rate is not None and not 0 < learning_rate < 1:
-        raise UsageError("the learning rate must lie between 0 and 1", seen=learning_rate)
+        raise UsageError("the learning rate must lie between 0 and 1", seen=learning_rate, fix="for instance 2e-5")
     method = rest.get("method", "two-sided")
     given = {"--steps": steps, "--learning-rate": learning_rate, "--step": step, "--samples": samples, "--keep": keep,
              "--rank": rank}  # fmt: skip

@@ -223,7 +223,11 @@ def one_shot(
     """
     parameters = [p for p in loaded.model.parameters() if p.requires_grad]
     if not parameters:
-        raise GuardError("the model has no trainable parameter", seen=loaded.name)
+        raise GuardError(
+            "the model has no trainable parameter",
+            seen=loaded.name,
+            fix="make its parameters trainable (requires_grad), or add an adapter",
+        )
     loaded.model.eval()
     row = tokenise(loaded, anchor, system, None)
     reader = reader_for(loaded, loaded.model)

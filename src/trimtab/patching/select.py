@@ -54,7 +54,7 @@ class BilevelSettings:
 
     def __post_init__(self) -> None:
         if min(self.count, self.outer, self.inner) < 1 or min(self.step, self.weight_step, self.gamma) <= 0:
-            raise UsageError("the selection needs positive counts and steps", seen=self)
+            raise UsageError("the selection needs positive counts and steps", seen=self, fix="raise what is not")
 
 
 class Selection(NamedTuple):
@@ -173,7 +173,9 @@ def project_to_capped_simplex(v: Tensor, total: float) -> Tensor:
         UsageError: when ``total`` is not within 0 and the number of entries.
     """
     if not 0 <= total <= len(v):
-        raise UsageError("that many samples cannot be chosen", seen=f"{total} of {len(v)}")
+        raise UsageError(
+            "that many samples cannot be chosen", seen=f"{total} of {len(v)}", fix="choose between 0 and that many"
+        )
     low, high = float(v.min()) - 1.0, float(v.max())
     for _ in range(100):
         middle = (low + high) / 2
@@ -185,7 +187,11 @@ def _prepare(
     bench: Workbench, candidates: Sequence[Anchor], count: int, system: str | None
 ) -> tuple[list[TokenisedAnchor], AnchorReader]:
     if len(candidates) < count:
-        raise GuardError("fewer candidates than samples to choose", seen=f"{len(candidates)} < {count}")
+        raise GuardError(
+            "fewer candidates than samples to choose",
+            seen=f"{len(candidates)} < {count}",
+            fix="choose fewer, or give more candidates",
+        )
     rows = [tokenise(bench.loaded, anchor, system, None) for anchor in candidates]
     return rows, reader_for(bench.loaded, bench.model)
 

@@ -163,7 +163,7 @@ def spread(tasks: Sequence[Task], limit: int | None) -> list[Task]:
     if limit is None or limit >= len(tasks):
         return list(tasks)
     if limit < 1:
-        raise UsageError("a limit must be at least 1", seen=limit)
+        raise UsageError("a limit must be at least 1", seen=limit, fix="leave it out to take all")
     by_name: dict[str, list[Task]] = {}
     for task in sorted(tasks, key=lambda task: hashlib.sha256(task.id.encode()).digest()):
         by_name.setdefault(task.name, []).append(task)
@@ -215,7 +215,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows = json.loads(text)
         except ValueError as error:
-            raise DataError("that file is not JSON", seen=f"{path}: {error}") from error
+            raise DataError(
+                "that file is not JSON", seen=f"{path}: {error}", fix="mend it, or write one task a line"
+            ) from error
     else:
         rows = [_line(line, f"{path}:{number}") for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not rows or not all(isinstance(row, dict) for row in rows):

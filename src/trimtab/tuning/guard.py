@@ -194,7 +194,11 @@ class SafetyGuard:
             return
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         if closure is not None:
-            raise GuardError("optimizers that take a closure are not supported", seen=type(optimizer).__name__)
+            raise GuardError(
+                "optimizers that take a closure are not supported",
+                seen=type(optimizer).__name__,
+                fix="use another optimizer, AdamW for instance",
+            )
         if will_skip(optimizer):
             self.counters.skipped += 1
             return
