@@ -121,6 +121,7 @@ def test_version(invoke: Invoke) -> None:
         ("plan --margin -1", "margin"),
         ("plan --rate 7", "rate"),
         ("plan --flips -0.1", "flips"),
+        ("eval ./nowhere --out x --judge gtp", "gtp"),
         ("eval demo --out x --axis safty", "safty"),
         ("eval demo --out x --axis accuracy:gsm8k", "gsm8k"),
         ("sft --gaurd keel", "--guard"),

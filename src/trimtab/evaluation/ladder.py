@@ -77,22 +77,36 @@ def make_judge(name: str = "rules") -> Judge:
     Raises:
         UsageError: an unknown name. ModelError, DataError: it cannot be loaded.
     """
-    from trimtab.evaluation.checkpoints import CHECKPOINTS, load_checkpoint
+    from trimtab.evaluation.checkpoints import load_checkpoint
     from trimtab.evaluation.classifier import Classifier
 
+    check_name(name)
     if name == "rules":
         return Rules()
     head, _, place = name.partition("=")
     title, _, revision = head.partition("@")
-    if title == "classifier" and place:
+    if title == "classifier":
         return Classifier.load(place)
-    if title in CHECKPOINTS:
-        folder, _, prompt = place.partition(",")
-        return load_checkpoint(title, location=folder or None, revision=revision or None, prompt_file=prompt or None)
-    if name.startswith("rubric:") and len(name) > len("rubric:"):
+    if name.startswith("rubric:"):
         return _rubric(name.removeprefix("rubric:"))
-    known = ["rules", "classifier=FOLDER", *CHECKPOINTS, "rubric:MODEL"]
-    raise UsageError("unknown judge", seen=name, fix=f"use one of: {', '.join(known)}")
+    folder, _, prompt = place.partition(",")
+    return load_checkpoint(title, location=folder or None, revision=revision or None, prompt_file=prompt or None)
+
+
+def check_name(name: str) -> None:
+    """Whether there is such a judge, before anything is loaded.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    from trimtab.evaluation.checkpoints import CHECKPOINTS
+
+    head, _, place = name.partition("=")
+    title = head.partition("@")[0]
+    rubric = name.startswith("rubric:") and len(name) > len("rubric:")
+    if not (name == "rules" or (title == "classifier" and place) or title in CHECKPOINTS or rubric):
+        known = ["rules", "classifier=FOLDER", *CHECKPOINTS, "rubric:MODEL"]
+        raise UsageError("unknown judge", seen=name, fix=f"use one of: {', '.join(known)}")
 
 
 def _rubric(model: str) -> Judge:

@@ -102,9 +102,11 @@ def evaluate(
     specs = [with_limit(axis, limit) for axis in (axes if axes is not None else default_axes())]
     if not specs:
         raise UsageError("no axes to measure", fix="name at least one, e.g. compliance")
+    from trimtab.evaluation.ladder import check_name
     from trimtab.generation import fitting_rows
 
     check_options(specs, seeds, temperature, attacker)
+    check_name(judge)
     prompts = [spec.prompts() for spec in specs]  # before the model: a wrong path should not cost a load
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
