@@ -55,6 +55,7 @@ def evaluate(model: str, axes: tuple[str, ...], out: Path, match: str | None, li
     """
     from trimtab import models
     from trimtab.evaluation.axes import AxisSpec, with_match
+    from trimtab.evaluation.ladder import check_name
     from trimtab.evaluation.runner import check_options
     from trimtab.evaluation.runner import evaluate as measure
     from trimtab.evaluation.terminal import document, lines
@@ -66,6 +67,7 @@ def evaluate(model: str, axes: tuple[str, ...], out: Path, match: str | None, li
         for spec in specs:
             spec.prompts()  # a wrong path should not cost a model load
     check_options(specs or [], seeds, temperature, attacker)
+    check_name(judge)
     loaded = models.load(model, chat_template=chat_template)
     run = measure(loaded, specs, out=out, limit=limit, max_new_tokens=max_new_tokens, batch_size=batch_size,
                   judge=judge, seeds=seeds, temperature=temperature, attacker=attacker)  # fmt: skip
