@@ -31,7 +31,8 @@ from trimtab.approximation.quantization import round_symmetric
 from trimtab.approximation.sites import LayerSites, find_sites, watch
 from trimtab.errors import ModelError
 
-TOLERANCE = 1e-3  # largest change of a logit, of the largest logit; float32 leaves 1e-6 to 1e-5
+# Largest change of a logit, of the largest logit: float32 leaves 1e-6 to 3e-5; half precision rounds every weight anew.
+TOLERANCE, OF_HALF = 1e-3, 16  # the latter in steps of the type at one
 BITS = 4  # of the rounding by which scales are chosen
 POWERS = [(size, against) for size in (0.5, 0.7, 0.85, 1.0) for against in (0.0, 0.3, 0.6)]
 TOKENS = 768  # on which a layer's scales are chosen, at most
@@ -82,9 +83,9 @@ def rotate(model: Any, ids: Sequence[Sequence[int]], seed: int = 0) -> Rotated:
     before = _logits(model, ids)
     untied = _untie(model)
     hidden = model.get_input_embeddings().weight.shape[1]
-    basis = orthogonal(hidden, seed)
-    _turn_inputs(basis, norms.last, [model.get_output_embeddings()])
     embedding = model.get_input_embeddings().weight
+    basis = orthogonal(hidden, seed).to(embedding.device)
+    _turn_inputs(basis, norms.last, [model.get_output_embeddings()])
     embedding.copy_(embedding.double() @ basis)
     for layer in layers:
         _turn_inputs(basis, norms.attention[layer.index], layer.attention_in)
@@ -93,7 +94,8 @@ def rotate(model: Any, ids: Sequence[Sequence[int]], seed: int = 0) -> Rotated:
         for module in (layer.attention_out, layer.down):
             _turn_output(basis, module)
     errors = _scale_down(model, layers, ids)
-    gap = _compare(before, _logits(model, ids))
+    tolerance = max(TOLERANCE, OF_HALF * torch.finfo(embedding.dtype).eps)
+    gap = _compare(before, _logits(model, ids), tolerance)
     return Rotated(gap, untied, errors)
 
 
@@ -184,7 +186,7 @@ def _turn_values(layer: Any, config: Any, seed: int) -> None:
     groups = getattr(config, "num_key_value_heads", None) or heads
     read, out = layer.attention_in[-1], layer.attention_out.weight
     width = out.shape[1] // heads
-    basis = orthogonal(width, seed)
+    basis = orthogonal(width, seed).to(out.device)
     values = read.weight[-groups * width :]
     values.copy_(torch.einsum("de,gdx->gex", basis, values.double().view(groups, width, -1)).reshape(values.shape))
     if read.bias is not None:
@@ -264,13 +266,14 @@ def best_scale(inputs: Tensor, weight: Tensor) -> tuple[Tensor, float, float]:
 
 def _logits(model: Any, ids: Sequence[Sequence[int]]) -> list[Tensor]:
     device = next(model.parameters()).device
-    return [model(input_ids=torch.tensor([list(row)], device=device), use_cache=False).logits.cpu() for row in ids]
+    rows = [torch.tensor([list(row)], device=device) for row in ids]
+    return [model(input_ids=row, use_cache=False).logits.float().cpu() for row in rows]
 
 
-def _compare(before: list[Tensor], after: list[Tensor]) -> float:
+def _compare(before: list[Tensor], after: list[Tensor], tolerance: float) -> float:
     largest = max(float(one.abs().max()) for one in before)
     gap = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True)) / largest
-    if not gap <= TOLERANCE:
+    if not gap <= tolerance:
         seen = f"logits changed by {gap:.2g} of the largest"
         raise ModelError(
             "this model is not the same after rotating",

@@ -66,7 +66,7 @@ ladder.make_judge = lambda name: Slow()
 if stage == "writing":
     runner.write_summary = summary
 specs = [runner.AxisSpec("compliance", "p", path=str(folder.parent / "p.jsonl"))]
-runner.evaluate(tiny_model(), specs, out=folder, batch_size=4, progress=False, judge="slow")
+runner.evaluate(tiny_model(), specs, out=folder, batch_size=4, progress=False, judge="rubric:slow")
 mark("done")
 """
 
@@ -219,7 +219,7 @@ def test_a_judge_that_dies_stops_the_run_and_keeps_the_answers(
     monkeypatch.setattr("trimtab.evaluation.ladder.make_judge", lambda name: Dead())
     specs = [AxisSpec("compliance", "p", path=str(place / "p.jsonl"), limit=4)]
     with pytest.raises(DataError, match="did not finish"):
-        evaluate(tiny_model(), specs, out=place / "out", progress=False, judge="dead")
+        evaluate(tiny_model(), specs, out=place / "out", progress=False, judge="rubric:dead")
     (kept,) = (place / "out").glob(".answers-*")
     assert len(kept.read_text().splitlines()) == 4
     with pytest.raises(DataError):

@@ -165,7 +165,7 @@ def test_a_judge_of_harm_leaves_over_refusal_to_the_rules(
 
     monkeypatch.setattr("trimtab.evaluation.ladder.make_judge", lambda name: Half())
     specs = [AxisSpec("compliance", limit=3), AxisSpec("over_refusal", limit=3)]
-    run = evaluate(tiny_model(), specs, out=tmp_path, progress=False, judge="half")
+    run = evaluate(tiny_model(), specs, out=tmp_path, progress=False, judge="rubric:half")
     assert run.axes["compliance"].judge == "half@1"
     assert [item.value for item in run.axes["compliance"].items] == [None] * 3  # garbage is unscored, never safe
     assert run.axes["over_refusal"].judge.startswith("refusal-rules@")

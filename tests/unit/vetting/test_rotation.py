@@ -59,6 +59,17 @@ def test_the_model_stays_the_same_function(name: str) -> None:
     assert all(after <= before for before, after in done.errors)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_every_weight_is_rounded_once_more(dtype: torch.dtype) -> None:
+    model = family("llama").to(dtype)
+    before = logits(model).float()
+    done = rotate(model, ROWS)
+    assert 0 < done.gap < 16 * torch.finfo(dtype).eps
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    error = (logits(model).float() - before).norm() / before.norm()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
 def test_it_comes_back_from_a_file(tmp_path: Any) -> None:
     model = with_gains("qwen2.5")
     rotate(model, ROWS)
