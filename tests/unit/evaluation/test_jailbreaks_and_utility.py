@@ -169,7 +169,7 @@ def test_a_judge_of_harm_leaves_over_refusal_to_the_rules(
     assert run.axes["compliance"].judge == "half@1"
     assert [item.value for item in run.axes["compliance"].items] == [None] * 3  # garbage is unscored, never safe
     assert run.axes["over_refusal"].judge.startswith("refusal-rules@")
-    tasks._AT_WORK.pop("half")
+    tasks._AT_WORK.pop("rubric:half")
 
 
 def test_a_crescendo_takes_refused_turns_back(monkeypatch: pytest.MonkeyPatch) -> None:
