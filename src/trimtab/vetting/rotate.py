@@ -15,7 +15,7 @@ from trimtab import models
 from trimtab.approximation.calibration import default_rows
 from trimtab.errors import ModelError
 from trimtab.models import LoadedModel
-from trimtab.patching.save import Scratch, probe, reload, write_model
+from trimtab.patching.save import Scratch, dtype_of, probe, reload, write_model
 from trimtab.vetting.adapters import check_start
 from trimtab.vetting.rotation import rotate
 
@@ -70,7 +70,8 @@ def rotate_model(settings: RotateSettings, out: Path, *, loaded: LoadedModel | N
         done = rotate(loaded.model, default_rows(loaded.tokenizer, ROWS), settings.seed)
         before, after = ((sum(part) / len(part)) ** 0.5 for part in zip(*done.errors, strict=True))
         size = write_model(loaded.model, loaded.tokenizer, scratch.path)
-        reload(scratch.path, probe(loaded), exact=True, made=loaded.model, dtype=_dtype(loaded), device=_device(loaded))
+        how = {"dtype": str(dtype_of(loaded.model)).removeprefix("torch."), "device": str(loaded.device)}
+        reload(scratch.path, probe(loaded), exact=True, made=loaded.model, **how)
         made = RotatedModel(str(out), size, done.untied, done.gap, before, after, perf_counter() - begun)
         record = {"base": loaded.name, "base_sha256": base_sha256, "harden": {"method": "rotate", **asdict(settings)}}
         (scratch.path / "trimtab.json").write_text(json.dumps(record | {"found": asdict(made)}, indent=1))
@@ -78,11 +79,3 @@ def rotate_model(settings: RotateSettings, out: Path, *, loaded: LoadedModel | N
     finally:
         scratch.drop()
     return made
-
-
-def _dtype(loaded: LoadedModel) -> str:
-    return str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-
-
-def _device(loaded: LoadedModel) -> str:
-    return str(loaded.device)
