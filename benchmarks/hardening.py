@@ -134,6 +134,8 @@ def bars(seed: int, rows: list[dict[str, Any]]) -> str:
         f"- Seed {seed}: worst rise {points(before)} ({worst[0]['name']}) to {points(after)} ({worst[1]['name']}), "
     ]
     told.append(f"smaller by {fell:.0%} (bar 80 %)")
+    if exact["complies"] is not None:  # a model that complies exact too has no rise
+        told.append(f"; exact, complies {share(exact['complies'][0])} to {share(exact['complies'][1])}")
     if exact["refuses_gap"] is not None:
         told.append(f"; over-refusal {points(exact['refuses_gap']['value'])} points (bar 5)")
     if exact["nats_gap"] is not None:
